@@ -53,10 +53,11 @@ def read_image(path):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels passes over
         with Image.open(path, formats=["PNG"]) as image:
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("its transparent pixels have no defined grey: flatten it")
             deep = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
-            pixels = np.array(image if deep else image.convert("L"), dtype=np.float32)
+            flat = image.convert("RGBA") if image.has_transparency_data else image
+            if flat is not image and (deep or flat.getextrema()[3][0] < 255):
+                raise ValueError("its transparent pixels have no defined grey: flatten it")
+            pixels = np.array(flat if deep else flat.convert("L"), dtype=np.float32)
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
     return torch.from_numpy(pixels / (65535 if deep else 255)).unsqueeze(0)

@@ -18,7 +18,9 @@ Two feature networks can be asked for by name, and their figures are not compara
 import argparse
 import functools
 import hashlib
+import http.client
 import os
+import socket
 import sys
 import threading
 import urllib.request
@@ -52,11 +54,13 @@ def read_png(path):
         if size == (SIZE, SIZE):
             with Image.open(path, formats=["PNG"]) as image:
                 image.load()
-                if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                    raise ValueError("transparent pixels have no defined grey: flatten the image")
-                if image.mode.startswith("I"):  # 16-bit grey; convert("L") would clip it at 255
+                deep = image.mode.startswith("I")  # 16-bit grey; convert("L") would clip it at 255
+                flat = image.convert("RGBA") if image.has_transparency_data else image
+                if flat is not image and (deep or flat.getextrema()[3][0] < 255):
+                    raise ValueError("transparent pixels have no defined grey: flatten them")
+                if deep:
                     return np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)
-                return np.asarray(image.convert("L"))
+                return np.asarray(flat.convert("L"))
     except FileNotFoundError:
         raise ValueError(
             f"{path} does not exist or is a broken link: remove it or put it back"
@@ -183,6 +187,26 @@ def inception_weights_path():
     return Path(named) if named else published
 
 
+def download_inception_weights(path):
+    """Fetch the published file; raises OSError where none comes or another one does."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(10)  # seconds without a byte; torch.hub sets none of its own
+    try:
+        torch.hub.download_url_to_file(
+            URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX
+        )
+    except (OSError, RuntimeError) as error:  # RuntimeError: a wrong hash
+        raise OSError(
+            f"{URL_INCEPTION_V3} can't be had ({error}): download it by other means and name it in"
+            " FID_INCEPTION_WEIGHTS, or ask for digits features"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 @functools.lru_cache(maxsize=1)
 def inception_network(path, modified):
     """torch-fidelity's Inception network with the weights at `path`, last changed at `modified`."""
@@ -212,14 +236,9 @@ def inception_features(images):
     check_images(images)
     path = inception_weights_path()
     if not path.is_file():
-        if "FID_INCEPTION_WEIGHTS" in os.environ:
+        if os.environ.get("FID_INCEPTION_WEIGHTS"):
             raise FileNotFoundError(f"FID_INCEPTION_WEIGHTS names {path}, which is not a file")
-        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX
-        )
+        download_inception_weights(path)
     network = inception_network(path, path.stat().st_mtime_ns)
     grey = (255 * images.detach().cpu().float()).round().byte().numpy()[:, 0]  # (n, 32, 32)
     features = []
@@ -232,14 +251,14 @@ def inception_features(images):
     return torch.cat(features).numpy()
 
 
-def choose_features(features="auto", wait=4.0):
+def choose_features(features="auto", wait=2.5):
     """Resolve `auto` to (`inception` or `digits`, reason); asks the host for `wait` seconds."""
     if features not in FEATURES:
         raise ValueError(f"unknown features {features!r}: choose one of {', '.join(FEATURES)}")
     if features != "auto":
         return features, "as asked"
     path = inception_weights_path()
-    if path.is_file() or "FID_INCEPTION_WEIGHTS" in os.environ:
+    if path.is_file() or os.environ.get("FID_INCEPTION_WEIGHTS"):
         return "inception", f"weights at {path}"
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -250,7 +269,7 @@ def choose_features(features="auto", wait=4.0):
             request = urllib.request.Request(URL_INCEPTION_V3, method="HEAD")
             with urllib.request.urlopen(request, timeout=wait) as reply:
                 answer.append(reply.status)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             pass
 
     # In a thread, since no time-out covers the name look-up.
