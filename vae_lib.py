@@ -342,6 +342,7 @@ def read_state(path):
                     asked = {argument for code, argument, _ in codes if "GLOBAL" in code.name}
                     if not asked <= plain:
                         raise ValueError(f"it asks for {asked - plain}, which no tensor needs")
+        inspected.seek(0)
         state = torch.load(inspected, map_location="cpu", weights_only=True)
         for name, value in state.items():
             if not value.is_contiguous() or not value.isfinite().all():
@@ -410,7 +411,8 @@ def plot_losses(losses, title=""):
         styles.items(), zip(*losses, strict=True), strict=True
     ):
         epochs = range(1, len(values) + 1)
-        axes.plot(epochs, values, line, color=colour, label=f"{name} {values[-1]:.2f}")
+        dot = "." if len(values) == 1 else ""  # a line needs two points
+        axes.plot(epochs, values, line, marker=dot, color=colour, label=f"{name} {values[-1]:.2f}")
     axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="nats per image", title=title)
     axes.set_ylim(bottom=0.05)
     axes.legend(loc="lower left", frameon=False)
