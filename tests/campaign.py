@@ -154,7 +154,7 @@ def fuzz_images(times):
             started = time.perf_counter()
             for reader in (vae_lib.read_image, evaluator.read_png):
                 try:
-                    pixels = torch.tensor(np.array(reader(path))).double().squeeze()
+                    pixels = torch.tensor(reader(path).tolist()).double().squeeze()
                 except ValueError as error:
                     bad += str(path) not in str(error)
                     continue
