@@ -78,7 +78,7 @@ def kill_exports(times):
             if process == 0:
                 torch.set_num_threads(1)
                 # one in ten is killed between two renames, which chance would hardly meet
-                export(fid, attempt // 10 % 5 if attempt % 10 == 0 else None)
+                export(fid, attempt // 10 % 10 if attempt % 10 == 0 else None)
                 os._exit(0)
             if attempt % 10:
                 time.sleep(random.Random(attempt).uniform(0, 1.2 * duration))
