@@ -414,6 +414,14 @@ class PriorTest(unittest.TestCase):
                 else:
                     self.assertGreater(even, 0.99)
 
+    def test_neighbours_in_a_lattice_are_independent(self):
+        """Its points come in no order. (A Sobol sequence's neighbours lie apart by design.)"""
+        for method in ("iid", "lattice"):
+            with self.subTest(method):
+                z = prior_draws(2, method)  # (300, 100, 2)
+                products = (z[:, 1:] * z[:, :-1]).mean((0, 1))  # (2,)
+                self.assertLess(products.abs().max(), 0.05)
+
     def test_default_is_a_low_discrepancy_set(self):
         for dim, method in ((2, "lattice"), (1, "sobol"), (4, "sobol")):
             latent = Latent(dim)
@@ -680,6 +688,9 @@ class LinearTest(unittest.TestCase):
                 lengths = torch.linalg.svdvals(vae.decoder[0].weight.detach()).square()  # (D,)
                 expected = (values[:dim] - 1).clamp(min=0).float()
                 torch.testing.assert_close(lengths, expected, rtol=0.05, atol=0.05)
+                precision = 1 + vae.decoder[0].weight.detach().square().sum(0)  # (D,), posterior's
+                logvar = vae.encoder.logvar.detach()
+                torch.testing.assert_close(logvar, -precision.log(), rtol=0, atol=0.03)
 
 
 class LikelihoodTest(unittest.TestCase):
