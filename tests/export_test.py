@@ -32,6 +32,7 @@ from PIL import Image
 from torch import nn
 
 import vae_lib
+from tests.vae_test import failing
 from vae_lib import VAE, WEIGHTS, Losses, load, load_images
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -258,19 +259,6 @@ class ExportTest(FolderTest):
 
 
 # ---- all or nothing ------------------------------------------------------------------------
-
-
-def failing(function, k, error):
-    """`function`, except that its k-th call (the first is 1) raises `error` once it is done."""
-    calls = itertools.count(1)
-
-    def wrapper(*arguments, **options):
-        value = function(*arguments, **options)
-        if next(calls) == k:
-            raise error
-        return value
-
-    return wrapper
 
 
 STEPS = (  # of an export, in order: what is called, and how often
