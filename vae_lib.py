@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch.optim.adam import adam
 
 SIZE = 32  # height and width of an image, in pixels
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
@@ -154,6 +155,8 @@ class VAE(nn.Module):
 
     def __init__(self, latent_dim=2, hidden=192, seed=0, images=None):
         super().__init__()
+        if latent_dim < 1 or hidden < 1:
+            raise ValueError(f"latent_dim {latent_dim} and hidden {hidden} must be 1 or more")
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
             torch.default_generator.manual_seed(seed)
             self.encoder = Encoder(latent_dim, hidden)
@@ -185,8 +188,11 @@ class VAE(nn.Module):
 
 
 def reconstruction_loss(x, x_hat):
-    """½‖x − x_hat‖² over the pixels, (N,) nats: −log N(x; x_hat, I) without its 512 log 2π."""
-    return 0.5 * F.mse_loss(x_hat, x, reduction="none").flatten(1).sum(1)
+    """½‖x − x_hat‖² over the pixels, (N,) nats: −log N(x; x_hat, I) without its 512 log 2π.
+
+    An x_hat (K, N, 1, 32, 32) of K draws gives (K, N).
+    """
+    return 0.5 * F.mse_loss(x_hat, x.expand_as(x_hat), reduction="none").sum((-3, -2, -1))
 
 
 def kl_divergence(mu, logvar):
@@ -215,32 +221,39 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=1.5e-2, seed=0,
     batch_size = min(n if batch_size is None else batch_size, n)
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs} and batch_size {batch_size} must be 1 or more")
+    if not learning_rate >= 0:
+        raise ValueError(f"the learning rate is {learning_rate}, expected 0 or more")
     vae.to(device).train()
     images = images.to(device)
     generator = torch.Generator(device).manual_seed(seed)
     parameters = list(vae.parameters())
-    start = [p.detach().clone() for p in parameters]
-    optimizer = torch.optim.Adam(parameters, learning_rate, betas=(0.9, 0.99), fused=True)
+    values = [p.detach() for p in parameters]  # the same memory, changed behind autograd's back
+    start = [value.clone() for value in values]
+    # Adam as a function, since the class torch.optim.Adam imports a compiler: 2 s and 150 MB.
+    moments = [[torch.zeros_like(value) for value in values] for _ in range(2)]
+    counts = [torch.zeros((), device=device) for _ in values]
+    constants = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
     per_epoch = math.ceil(n / batch_size)
     steps = epochs * per_epoch
     warmup = max(1, steps // 20)
     for epoch in range(epochs):
-        last, start = start, [p.detach().clone() for p in parameters]
-        order = torch.randperm(n, generator=generator, device=device)
+        last, start = start, [value.clone() for value in values]
+        batches = [images]
+        if per_epoch > 1:
+            order = torch.randperm(n, generator=generator, device=device)
+            batches = (images[rows] for rows in order.split(batch_size))
         sums = torch.zeros(2, device=device)
         try:
-            for step, rows in enumerate(order.split(batch_size), epoch * per_epoch):
-                x = images[rows]  # (B, 1, 32, 32)
+            for step, x in enumerate(batches, epoch * per_epoch):  # x (B, 1, 32, 32)
                 mu, logvar = vae.encoder(x)  # (B, D) each
                 z = vae.latent(mu, logvar, generator)  # (B, D)
-                x_hat = vae.decoder(torch.cat([z, 2 * mu - z]))  # (2B, 1, 32, 32)
-                reconstruction = reconstruction_loss(x.repeat(2, 1, 1, 1), x_hat).mean()
+                x_hat = vae.decoder(torch.cat([z, 2 * mu - z])).unflatten(0, (2, -1))  # (2, B, …)
+                reconstruction = reconstruction_loss(x, x_hat).mean()
                 kl = kl_divergence(mu, logvar).sum(1).mean()
-                optimizer.zero_grad()
-                (reconstruction + kl).backward()
+                gradients = torch.autograd.grad(reconstruction + kl, parameters)
                 rate = min((step + 1) / warmup, 1) * (1 + math.cos(math.pi * step / steps)) / 2
-                optimizer.param_groups[0]["lr"] = learning_rate * rate
-                optimizer.step()
+                rates = {"lr": learning_rate * rate, "maximize": False, "fused": True}
+                adam(values, gradients, *moments, [], counts, **constants, **rates)
                 sums += torch.stack([reconstruction, kl]).detach() * (len(x) / n)
             terms = sums.tolist()
             if not math.isfinite(sum(terms)):
@@ -250,8 +263,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=1.5e-2, seed=0,
                 )
         except BaseException as error:  # KeyboardInterrupt, too
             kept = last if isinstance(error, FloatingPointError) else start
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.data.copy_(value)
+            for value, old in zip(values, kept, strict=True):
+                value.copy_(old)
             raise
         yield Losses(sum(terms), *terms)
 
@@ -272,7 +285,7 @@ def log_likelihood(vae, images, samples=200, seed=0):
         z = vae.latent(mu, logvar, generator)  # (K, D)
         log_ratio = 0.5 * ((z - mu).square() / logvar.exp() + logvar - z.square()).sum(1)  # p(z)/q
         x_hat = vae.decoder(z)  # (K, 1, 32, 32)
-        log_weights = log_ratio - reconstruction_loss(x.expand_as(x_hat), x_hat)  # (K,)
+        log_weights = log_ratio - reconstruction_loss(x, x_hat)  # (K,)
         bounds.append(torch.logsumexp(log_weights, 0) - math.log(samples))
     return torch.stack(bounds) - SIZE * SIZE / 2 * math.log(2 * math.pi)
 
@@ -283,13 +296,16 @@ def log_likelihood(vae, images, samples=200, seed=0):
 @contextlib.contextmanager
 def replacing(folder):
     """Yield a scratch folder whose files move to `folder` once all are written, or none does."""
+    moved = []
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
             yield Path(scratch)
             for path in Path(scratch).iterdir():
                 os.replace(path, Path(folder) / path.name)
+                moved.append(path.name)
     except (OSError, RuntimeError) as error:  # torch.save raises the latter
-        raise OSError(f"nothing was written to {folder}: {error}") from error
+        what = f"only {', '.join(moved)}" if moved else "nothing"
+        raise OSError(f"{what} was written to {folder}: {error}") from error
 
 
 def save(vae, folder="."):
@@ -313,7 +329,7 @@ def load(folder="."):
         part = "encoder" if first is None else "latent"
         raise ValueError(f"{paths[part]} is not of this model's {part}: export it again")
     with torch.device("meta"):  # no memory for sizes that only a file claims
-        vae = VAE(latent_dim=prior.numel(), hidden=first.numel() // SIZE**2)
+        vae = VAE(latent_dim=max(1, prior.numel()), hidden=max(1, first.numel() // SIZE**2))
     for part, state in states.items():
         try:
             getattr(vae, part).load_state_dict(state, assign=True)
@@ -386,9 +402,10 @@ def export(vae, samples, fid, losses, *, features="digits", folder="."):
 
 def tile(images, columns):
     """Images (N, 1, 32, 32) side by side in rows, white lines of two pixels around them: (H, W)."""
+    check_images(images)
     step, columns = SIZE + 2, min(columns, len(images))
     grid = torch.ones(2 + step * math.ceil(len(images) / columns), 2 + step * columns)
-    for i, image in enumerate(images):
+    for i, image in enumerate(images.cpu()):
         top, left = 2 + step * (i // columns), 2 + step * (i % columns)
         grid[top : top + SIZE, left : left + SIZE] = image[0]
     return grid
@@ -396,7 +413,7 @@ def tile(images, columns):
 
 def show_images(images, columns=10, rows=(), width=6.0):
     """A figure of images (N, 1, 32, 32) in a grid, with a label beside each row if given."""
-    grid = tile(images.cpu(), columns)  # (H, W)
+    grid = tile(images, columns)  # (H, W)
     size = (width, width * grid.shape[0] / grid.shape[1])
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -409,6 +426,8 @@ def show_images(images, columns=10, rows=(), width=6.0):
 
 def plot_losses(losses, title=""):
     """A figure of −ELBO, reconstruction and KL per epoch, on logarithmic axes."""
+    if not losses:
+        raise ValueError("there are no losses to plot: train for an epoch at least")
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     styles = {
         "−ELBO": ("#000000", "-"),

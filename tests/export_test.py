@@ -342,19 +342,24 @@ class AllOrNothingTest(FolderTest):
 
             return wrapper
 
-        for k in range(1, 6):
+        for k in range(1, 10):  # three of save, one of write_result, five of the whole
             with self.subTest(rename=k):
                 with (
                     mock.patch.object(os, "replace", failing_before(k)),
-                    self.assertRaises(OSError),
+                    self.assertRaises(OSError) as caught,
                 ):
                     export(self.folder, seed=k)
+                message = str(caught.exception)
+                self.assertTrue(message.startswith("nothing was" if k < 6 else "only "), message)
+                if k > 5:
+                    self.assertEqual(sum(name in message for name in FILES), k - 5)
                 now = contents(self.folder)
                 self.assertEqual(sorted(now), sorted(FILES))
                 stored = int(dict(rows(self.folder / "result.csv"))["checksum"])
-                if now != self.before:
+                self.assertEqual(now != self.before, k > 5)
+                if k > 5:
                     self.assertNotEqual(stored, vae_lib.checksum(self.folder))
-                elif k == 1:
+                else:
                     self.assertEqual(stored, vae_lib.checksum(self.folder))
                 export(self.folder)
 
@@ -1090,6 +1095,12 @@ class FigureTest(unittest.TestCase):
             self.assertAlmostEqual(width, 6)
             self.assertLess(height, 6.5)
             self.pixels(figure)
+
+    def test_nothing_to_show(self):
+        for images, words in ((torch.rand(0, 1, 32, 32), "1 or more"), (torch.rand(3), "expected")):
+            self.assertRaisesRegex(ValueError, words, vae_lib.show_images, images)
+            self.assertRaisesRegex(ValueError, words, vae_lib.tile, images, 10)
+        self.assertRaisesRegex(ValueError, "no losses", vae_lib.plot_losses, [])
 
     def test_losses(self):
         for losses in (LOSSES, LOSSES * 100, LOSSES[:1], [Losses(3.0, 3.0, 0.0)]):

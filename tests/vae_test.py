@@ -235,6 +235,8 @@ class ObjectiveTest(unittest.TestCase):
         self.assertEqual(loss.shape, (6,))
         torch.testing.assert_close(loss.double(), -log_prob - CONSTANT, rtol=1e-5, atol=0)
         self.assertTrue((reconstruction_loss(x, x) == 0).all())
+        of_draws = reconstruction_loss(x, torch.stack([x, x_hat]))
+        self.assertTrue(torch.equal(of_draws, torch.stack([torch.zeros(6), loss])))
 
 
 # ---- the model -----------------------------------------------------------------------------
@@ -479,7 +481,7 @@ class TrainTest(unittest.TestCase):
             self.assertEqual([len(x) for x in seen], sizes * 2)
             halves = torch.cat(seen)[:, 0, 0, 0].view(2, 10)
             self.assertTrue((halves.sort(1).values == images[:, 0, 0, 0]).all())
-            self.assertFalse(torch.equal(halves[0], halves[1]))
+            self.assertEqual(torch.equal(halves[0], halves[1]), len(sizes) == 1)  # else shuffled
 
     def test_batches_lower_the_loss_too(self):
         losses, _ = history(small(), bars(10), 40, batch_size=4, learning_rate=5e-3)
@@ -559,8 +561,7 @@ class InterruptTest(unittest.TestCase):
                     decode = failing(vae.decoder.forward, k, error)
                     patch = mock.patch.object(vae.decoder, "forward", decode)
                     self.assertEqual(len(self.interrupted(patch, error, vae)), (k - 1) // 3)
-                    step = failing(torch.optim.Adam.step, k, error)
-                    patch = mock.patch.object(torch.optim.Adam, "step", step)
+                    patch = mock.patch.object(vae_lib, "adam", failing(vae_lib.adam, k, error))
                     self.assertEqual(len(self.interrupted(patch, error)), (k - 1) // 3)
 
     def test_at_any_line(self):
@@ -815,9 +816,16 @@ class BadInputTest(unittest.TestCase):
             ("learning rate", lambda: list(train(two, images, 1, learning_rate=-1.0))),
             ("learning rate", lambda: list(train(two, images, 1, learning_rate=math.nan))),
             ("samples is 0, expected 1 or more", lambda: log_likelihood(two, images, 0)),
+            ("latent_dim 0 .* 1 or more", lambda: VAE(0)),
+            ("hidden -5 .* 1 or more", lambda: VAE(2, -5)),
         ):
             with self.subTest(words):
                 self.assertRaisesRegex(ValueError, words, call)
+
+    def test_pairs_that_do_not_match(self):
+        for other in (random_images(4), random_images(3)[..., :16], random_images(3)[:, 0]):
+            with self.subTest(shape=other.shape):
+                self.assertRaises(RuntimeError, reconstruction_loss, random_images(3), other)
 
 
 # ---- other devices -------------------------------------------------------------------------
