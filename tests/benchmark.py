@@ -595,14 +595,19 @@ def limits(options):
     vae, calls = vae_lib.VAE(images=images), 30 if options.quick else 150
     products = step_products(vae)
     flops = sum(2 * a.shape[0] * a.shape[1] * b.shape[1] for a, b in products)
-    adam = torch.optim.Adam(vae.parameters(), betas=(0.9, 0.99), fused=True)
-    for parameter in vae.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
+    values, counts = (
+        [p.detach() for p in vae.parameters()],
+        [torch.zeros(()) for _ in vae.parameters()],
+    )
+    gradients, *moments = [[torch.full_like(value, 1e-3) for value in values] for _ in range(3)]
+    constants = {"lr": 1e-2, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0}
+    constants |= {"amsgrad": False, "maximize": False, "fused": True}
+    adam = functools.partial(vae_lib.adam, values, gradients, *moments, [], counts, **constants)
     rounds = []
     for _ in range(5):
         step = np.median(timed_training(vae_lib.VAE(images=images), images, calls)[5:])
         bare = median(repeat(lambda: [torch.mm(a, b) for a, b in products], 60, calls)[0])
-        rounds.append((step, bare, median(repeat(adam.step, 60, calls)[0])))
+        rounds.append((step, bare, median(repeat(adam, 60, calls)[0])))
     rest = [step - bare - update for step, bare, update in rounds]
     step, bare, update = zip(*rounds, strict=True)
     pieces = {

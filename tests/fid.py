@@ -19,6 +19,7 @@ import argparse
 import functools
 import hashlib
 import http.client
+import math
 import os
 import socket
 import sys
@@ -114,21 +115,35 @@ def frechet_distance(real, fake):
     """
     moments = []
     for name, features in (("real", real), ("fake", fake)):
-        x = np.asarray(features, dtype=np.float64)
+        x = torch.from_numpy(np.array(features, dtype=np.float64, order="C"))
         if x.ndim != 2 or len(x) < 2:
-            raise ValueError(f"{name} features are {x.shape}, expected (n, d) with n of 2 or more")
-        if not np.isfinite(x).all():
+            shape = tuple(x.shape)
+            raise ValueError(f"{name} features are {shape}, expected (n, d) with n of 2 or more")
+        if not x.isfinite().all():
             raise ValueError(f"{name} features hold NaN or infinite values: check their images")
-        centred = (x - x.mean(0)) / np.sqrt(len(x) - 1)  # (n, d)
+        mu = x.mean(0)  # (d,)
+        centred = (x - mu).div_(math.sqrt(len(x) - 1))  # (n, d)
         if len(x) > x.shape[1]:
-            centred = np.linalg.qr(centred, mode="r")  # (d, d)
-        moments.append((x.mean(0), centred))
+            centred = triangular_factor(centred)  # (d, d)
+        moments.append((mu, centred))
     (mu1, a), (mu2, b) = moments
     if len(mu1) != len(mu2):
         raise ValueError(f"real features are {len(mu1)} wide, fake {len(mu2)}: use one network")
-    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()  # tr (Σ₁Σ₂)^½
-    distance = np.square(mu1 - mu2).sum() + np.square(a).sum() + np.square(b).sum() - 2 * cross
-    return max(float(distance), 0.0)  # rounding may leave −1e-13 for equal sets
+    cross = torch.linalg.svdvals(a @ b.T).sum()  # tr (Σ₁Σ₂)^½
+    distance = (mu1 - mu2).square().sum() + a.square().sum() + b.square().sum() - 2 * cross
+    return max(distance.item(), 0.0)  # rounding may leave −1e-13 for equal sets
+
+
+def triangular_factor(a):
+    """The R of a QR decomposition of a (n, d), n > d, but for signs: (d, d) with RᵀR = aᵀa.
+
+    Cholesky's takes a third of the time, and is as exact where the columns are far from dependent.
+    """
+    factor, failed = torch.linalg.cholesky_ex(a.T @ a, upper=True)  # (d, d)
+    diagonal = factor.diagonal()
+    if failed or not diagonal.min() > 1e-3 * diagonal.max():
+        factor = torch.linalg.qr(a, mode="r").R
+    return factor
 
 
 # ---- features ------------------------------------------------------------------------------

@@ -78,6 +78,10 @@ def feature_sets(seed):
         "rank 5 of 30": (rng.normal(size=(80, 5)) @ basis, rng.normal(size=(60, 5)) @ basis + 0.1),
         "rank 5 against full": (rng.normal(size=(80, 5)) @ basis, rng.normal(size=(60, 30))),
         "constant column": (rng.normal(size=(50, 8)) * [0, *[1] * 7], rng.normal(size=(40, 8))),
+        "nearly dependent": (
+            (rng.normal(size=(60, 8)) * [1e-7, *[1] * 7]) @ np.linalg.qr(mixing[:8, :8])[0],
+            rng.normal(size=(40, 8)),
+        ),
         "n, m < d": (rng.normal(size=(30, 64)), rng.normal(0.2, 1, size=(21, 64))),
         "n < d < m": (rng.normal(size=(12, 24)), rng.normal(size=(100, 24)) @ mixing),
         "n = m = 2": (rng.normal(size=(2, 8)), rng.normal(size=(2, 8))),
