@@ -669,6 +669,8 @@ def main():
     options = parser.parse_args()
     start, parts = time.perf_counter(), [machine()]
     print(parts[0], flush=True)
+    if options.output:  # a folder that cannot be made fails now, not after the work
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     for name in options.only or list(TABLES)[1:]:
         title, function = TABLES[name]
         parts.append(f"## {title}\n\n{function(options)}")
