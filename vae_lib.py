@@ -53,7 +53,10 @@ def read_image(path):
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels passes over
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(path, formats=["PNG"]) as image, Image.open(path, formats=["PNG"]) as again:
+            again.im = Image.new(again.mode, (SIZE, SIZE), 1).im  # where rows are missing, 1 stays
+            if image.tobytes() != again.tobytes():
+                raise ValueError("its rows end early: save it again")
             deep = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
             flat = image.convert("RGBA") if image.has_transparency_data else image
             if flat is not image and (deep or flat.getextrema()[3][0] < 255):

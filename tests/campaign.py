@@ -99,14 +99,12 @@ def chunk(kind, data):
 
 def mutate(data, dice):
     """Damage PNG bytes: flipped bits, cuts, repeats, new chunks with valid checksums."""
-    way = dice.randrange(6)
+    way = dice.randrange(7)
     at = dice.randrange(len(data))
     if way == 0:
         return data[:at] + bytes([data[at] ^ 1 << dice.randrange(8)]) + data[at + 1 :]
-    if way == 1:
-        return data[:at]
-    if way == 2:
-        return data[:at] + data[at : at + dice.randrange(1, 40)] + data[at:]
+    if way in (1, 2):  # cut, or a piece twice
+        return data[:at] + (way - 1) * (data[at : at + dice.randrange(1, 40)] + data[at:])
     if way == 3:  # a header that lies
         fields = [dice.choice([32, 31, 0, 64, 2**31 - 1]) for _ in range(2)]
         rest = bytes(dice.choice([(8, 0), (16, 0), (8, 2), (8, 3), (1, 0), (7, 9)])) + bytes(3)
@@ -115,6 +113,11 @@ def mutate(data, dice):
         bomb = b"t\0\0" + zlib.compress(bytes(10**7))
         kind, value = dice.choice([(b"zTXt", bomb), (b"tRNS", b"\0\0"), (b"gAMA", b"\0\0\0\1")])
         return data[:33] + chunk(kind, value) + data[33:]
+    if way == 5:  # rows that end early, in a sound stream
+        start, end = data.index(b"IDAT") + 4, data.index(b"IEND") - 8
+        pixels = zlib.decompress(data[start:end])
+        shorter = chunk(b"IDAT", zlib.compress(pixels[: dice.randrange(len(pixels))]))
+        return data[: start - 8] + shorter + data[end + 4 :]
     return data[:at] + bytes(dice.randrange(256) for _ in range(dice.randrange(1, 30))) + data[at:]
 
 

@@ -1022,6 +1022,12 @@ class ImagesTest(FolderTest):
             "compression cut short": png(
                 header(), (b"IDAT", zlib.compress(scanlines(ramp()))[:-40]), (b"IEND", b"")
             ),
+            **{
+                f"{rows} rows": png(
+                    header(), (b"IDAT", zlib.compress(scanlines(ramp()[:rows]))), (b"IEND", b"")
+                )
+                for rows in (0, 1, 20, 31)
+            },
             "no compression": png(header(), (b"IDAT", scanlines(ramp())), (b"IEND", b"")),
         }.items():
             with self.subTest(kind):

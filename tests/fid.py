@@ -53,8 +53,13 @@ def read_png(path):
             if size == (SIZE, SIZE):
                 image.verify()  # the checksum of every chunk, which decoding alone does not look at
         if size == (SIZE, SIZE):
-            with Image.open(path, formats=["PNG"]) as image:
-                image.load()
+            with (
+                Image.open(path, formats=["PNG"]) as image,
+                Image.open(path, formats=["PNG"]) as again,
+            ):
+                again.im = Image.new(again.mode, size, 1).im  # not black where rows are missing
+                if image.tobytes() != again.tobytes():
+                    raise ValueError("its rows end early")
                 deep = image.mode.startswith("I")  # 16-bit grey; convert("L") would clip it at 255
                 flat = image.convert("RGBA") if image.has_transparency_data else image
                 if flat is not image and (deep or flat.getextrema()[3][0] < 255):

@@ -317,6 +317,9 @@ class ReadingTest(FolderTest):
         Image.fromarray(grey).save(jpeg, "JPEG")
         holes = np.dstack([grey, grey, grey, np.where(np.eye(32), 0, 255).astype("u1")])
         indexed = Image.fromarray(grey).convert("P")
+        start, end = good.index(b"IDAT") + 4, good.index(b"IEND") - 8
+        rows = b"IDAT" + zlib.compress(zlib.decompress(good[start:end])[: 20 * 33])
+        rows = struct.pack(">I", len(rows) - 4) + rows + struct.pack(">I", zlib.crc32(rows))
         for i, (kind, data) in enumerate(
             {
                 "empty": b"",
@@ -326,6 +329,7 @@ class ReadingTest(FolderTest):
                 "cut in the header": good[:20],
                 "cut in half": good[: len(good) // 2],
                 "cut before the end chunk": good[:-12],
+                "20 rows of 32": good[: start - 8] + rows + good[end + 4 :],
                 "one bit flipped": bytes(flipped),
                 "a JPEG": jpeg.getvalue(),
                 "text": b"not a PNG",

@@ -48,11 +48,12 @@ def copy_project(folder):
         shutil.copy(ROOT / name, folder)
 
 
-def execute(folder, epochs, extra=""):
+def execute(folder, epochs, extra="", output="."):
     """The notebook executed in `folder`, with one more cell at its end."""
     notebook = nbformat.read(folder / "assignment_09.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(extra))
-    environment = {"VAE_EPOCHS": str(epochs), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {"VAE_EPOCHS": str(epochs), "VAE_OUTPUT": str(output)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
     with mock.patch.dict(os.environ, environment):
         os.environ.pop("JPY_SESSION_NAME", None)
         client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
@@ -61,6 +62,10 @@ def execute(folder, epochs, extra=""):
     if extra:  # its widgets are not the notebook's: headless, that makes none
         notebook.metadata.pop("widgets", None)
     return notebook
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def outputs(notebook):
@@ -162,11 +167,14 @@ class ExecutedTest(unittest.TestCase):
 
 
 class OtherImagesTest(unittest.TestCase):
-    """Another subject, RGB and 16-bit files, no holdout, and training stopped by hand."""
+    """Another subject, RGB and 16-bit files, no holdout, training stopped by hand; a checkout that
+    is read-only (which does not stop root, so its files are compared, too), files elsewhere."""
 
     def test_runs_to_the_end(self):
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
+            folder, output = Path(temporary) / "checkout", Path(temporary) / "output"
+            folder.mkdir()
+            output.mkdir()
             copy_project(folder)
             shutil.rmtree(folder / "data" / "holdout")
             self.write_images(folder / "data" / "train")
@@ -178,11 +186,20 @@ class OtherImagesTest(unittest.TestCase):
                     "            raise KeyboardInterrupt\n"
                     "        yield losses\n\n\ntrain = interrupted\n"
                 )
-            notebook = execute(folder, 1000)
+            before, places = contents(folder), [folder, *folder.rglob("*")]
+            for place in places:
+                place.chmod(place.stat().st_mode & ~0o222)
+            try:
+                notebook = execute(folder, 1000, output=output)
+            finally:
+                for place in places:
+                    place.chmod(place.stat().st_mode | 0o200)
+            self.assertEqual(contents(folder), before)
+            self.assertEqual({path.name for path in output.iterdir()}, set(EXPORTS))
             self.assertIn("stopped by hand", printed(notebook))
             self.assertIn("no holdout images", printed(notebook))
             self.assertNotIn("widgets", notebook.metadata)
-            _, losses = read_result(folder / "result.csv")
+            _, losses = read_result(output / "result.csv")
             self.assertEqual(len(losses), 20)
 
     def write_images(self, folder):
