@@ -318,13 +318,14 @@ def fid(real_folder, fake_folder, features="auto"):
 # ---- yardsticks ----------------------------------------------------------------------------
 
 
-def memoriser_floor(real, draws=200, seed=0):
-    """Mean and standard deviation of the FID of n draws with replacement from real features (n, d).
+def memoriser_floor(real, draws=200, seed=0, size=100):
+    """Mean and standard deviation of the FID of `draws` sets, each of `size` rows of the real
+    features (n, d) drawn with replacement.
 
     It is what a perfect memoriser of the training images gets when it draws independently.
     """
     generator = np.random.default_rng(seed)
-    rows = generator.integers(len(real), size=(draws, len(real)))
+    rows = generator.integers(len(real), size=(draws, size))
     distances = [frechet_distance(real, real[row]) for row in rows]
     return float(np.mean(distances)), float(np.std(distances))
 
