@@ -120,7 +120,7 @@ def frechet_distance(real, fake):
     """
     moments = []
     for name, features in (("real", real), ("fake", fake)):
-        x = torch.from_numpy(np.array(features, dtype=np.float64, order="C"))
+        x = torch.tensor(np.asarray(features, dtype=np.float64, order="C"))
         if x.ndim != 2 or len(x) < 2:
             shape = tuple(x.shape)
             raise ValueError(f"{name} features are {shape}, expected (n, d) with n of 2 or more")

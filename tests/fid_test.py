@@ -461,11 +461,12 @@ class DigitsTest(FolderTest):
     def test_floor_is_that_of_draws_with_replacement(self):
         real = np.random.default_rng(0).normal(size=(30, 6))
         rng = np.random.default_rng(1)
-        draws = [real[rng.choice(30, 30)] for _ in range(400)]
-        distances = [by_eigenvalues(real, draw) for draw in draws]
-        mean, spread = fid.memoriser_floor(real)
-        self.assertAlmostEqual(mean, np.mean(distances), delta=4 * spread / 200**0.5)
-        self.assertAlmostEqual(spread, np.std(distances), delta=0.3 * spread)
+        for size in (30, 100):  # 100 by default, as many as a sample has
+            draws = [real[rng.choice(30, size)] for _ in range(400)]
+            distances = [by_eigenvalues(real, draw) for draw in draws]
+            mean, spread = fid.memoriser_floor(real, **({"size": 30} if size == 30 else {}))
+            self.assertAlmostEqual(mean, np.mean(distances), delta=4 * spread / 200**0.5)
+            self.assertAlmostEqual(spread, np.std(distances), delta=0.3 * spread)
 
 
 # ---- the Inception network -----------------------------------------------------------------
