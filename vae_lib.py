@@ -232,7 +232,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=1.5e-2, seed=0,
     parameters = list(vae.parameters())
     values = [p.detach() for p in parameters]  # the same memory, changed behind autograd's back
     start = [value.clone() for value in values]
-    # Adam as a function, since the class torch.optim.Adam imports a compiler: 2 s and 150 MB.
+    # Adam as a function, since the class torch.optim.Adam imports a compiler, slow and large.
     moments = [[torch.zeros_like(value) for value in values] for _ in range(2)]
     counts = [torch.zeros((), device=device) for _ in values]
     constants = {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0, "amsgrad": False}
@@ -298,7 +298,7 @@ def log_likelihood(vae, images, samples=200, seed=0):
 
 @contextlib.contextmanager
 def replacing(folder):
-    """Yield a scratch folder whose files move to `folder` once all are written, or none does."""
+    """Yield a scratch folder whose files move to `folder`, one by one, once all are written."""
     moved = []
     try:
         with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as scratch:
@@ -391,7 +391,7 @@ def checksum(folder="."):
 
 
 def export(vae, samples, fid, losses, *, features="digits", folder="."):
-    """Write the submission, all five files or none: .pth files, samples.png and result.csv."""
+    """Write .pth files, samples.png and result.csv, whose checksum exposes a mixture of models."""
     with replacing(folder) as scratch:
         save(vae, scratch)
         image = Image.fromarray((255 * tile(samples, 10)).round().byte().numpy())

@@ -1,6 +1,6 @@
 """The figures of this project, measured beside other libraries on the same images in the same run.
 
-    python -m tests.benchmark                      all tables but `seeds`, in under 15 minutes
+    python -m tests.benchmark                      all tables but `seeds`
     python -m tests.benchmark --quick              the same at the size of a smoke test
     python -m tests.benchmark --only quality scale --output benchmark.md
 
