@@ -377,7 +377,7 @@ def quality(options):
             notes.append(f"{name}: not measured, {type(error).__name__}: {error}.")
         else:
             results[name] = run.result() + results.get(name, [])
-    results = {name: results[name] for name in MODELS if name in results}
+    results = {n: results[n] for n in MODELS if len(results.get(n, ())) == len(marks)}
     reference = [scores["iid"][0] for _, _, scores in results[OURS]]
     for name, runs in results.items():
         for method in runs[0][2]:
