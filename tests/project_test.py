@@ -1,6 +1,7 @@
 """Tests of what surrounds the code: requirements, workflows, protected files, README."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,25 @@ class PrepareTest(unittest.TestCase):
                 subprocess.run(["sh", str(script)], cwd="/", check=True)
                 self.assertEqual(list((root / "data" / "sample").iterdir()), [])
                 self.assertFalse((root / "result_autograding.csv").exists())
+
+
+class GradeTest(unittest.TestCase):
+    def test_no_verdict_after_a_failed_run(self):
+        """A FID that the .pth files do not give, and an outcome left from an earlier run."""
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            for name in ("vae_lib.py", "encoder.pth", "latent.pth", "decoder.pth", "samples.png"):
+                shutil.copy(ROOT / name, root)
+            for name in ("tests", "data/train"):
+                shutil.copytree(ROOT / name, root / name)
+            result = (ROOT / "result.csv").read_text()
+            (root / "result.csv").write_text(re.sub(r"(FID\w*),.*", r"\1,1.5", result))
+            (root / "result_autograding.csv").write_text(result)
+            for name, words in (("run_test", "FID 1.50"), ("eval_test", "missing")):
+                command = [sys.executable, "-m", "unittest", f"tests/{name}.py"]
+                run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+                self.assertEqual(run.returncode, 1, run.stderr)
+                self.assertIn(words, run.stderr)
 
 
 class ReadmeTest(unittest.TestCase):
