@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         mu, logvar = self.net(x.flatten(1)).chunk(2, dim=1)  # (N, D) each
-        return mu, 6 * torch.tanh(logvar / 6)  # bounded: exp(logvar) cannot overflow
+        return mu, 6 * torch.tanh(logvar / 6)  # in ±6: exp(logvar) cannot overflow, sigma > 0.049
 
 
 class Latent(nn.Module):
