@@ -124,9 +124,9 @@ def frechet_distance(real, fake):
         if x.ndim != 2 or len(x) < 2:
             shape = tuple(x.shape)
             raise ValueError(f"{name} features are {shape}, expected (n, d) with n of 2 or more")
-        if not x.isfinite().all():
+        mu = x.mean(0)  # (d,), not finite where one of its n terms is not
+        if not mu.isfinite().all():
             raise ValueError(f"{name} features hold NaN or infinite values: check their images")
-        mu = x.mean(0)  # (d,)
         centred = (x - mu).div_(math.sqrt(len(x) - 1))  # (n, d)
         if len(x) > x.shape[1]:
             centred = triangular_factor(centred)  # (d, d)
