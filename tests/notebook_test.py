@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -22,30 +20,20 @@ from tests.run_test import read_result
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = ROOT / "assignment_09.ipynb"
 EXPORTS = (*vae_lib.WEIGHTS, "result.csv", "samples.png")
-CALLBACKS = """
-box, parts = explorer()
-canvas, walk = parts["canvas"], parts["walk"]
-before = canvas.value
-parts["z1"].value = 1.25
+EXPLORER = """
+sliders[0].value, before = 1.25, canvas.value
+decode()
 assert canvas.value != before, "a slider must change the picture"
-before = canvas.value
-parts["random"].click()
-assert canvas.value != before, "the random button must change the picture"
-for walk.value, end in ((1.0, second), (0.0, first)):
-    expected = picture_of(vae.reconstruct(images[[end]]))
-    assert canvas.value == expected, "the walk's ends are the two reconstructions"
 """
 
 
 def copy_project(folder):
     """A copy of what the notebook needs."""
-    shutil.copytree(ROOT / "data" / "train", folder / "data" / "train")
-    shutil.copytree(ROOT / "data" / "holdout", folder / "data" / "holdout")
+    for name in ("data/train", "data/holdout"):
+        shutil.copytree(ROOT / name, folder / name)
     (folder / "tests").mkdir()
-    for name in ("__init__.py", "fid.py", "digit_features.pth"):
-        shutil.copy(ROOT / "tests" / name, folder / "tests")
-    for name in ("vae_lib.py", "assignment_09.ipynb"):
-        shutil.copy(ROOT / name, folder)
+    for name in ("tests/__init__.py", "tests/fid.py", "vae_lib.py", "assignment_09.ipynb"):
+        shutil.copy(ROOT / name, folder / name)
 
 
 def execute(folder, epochs, extra="", output="."):
@@ -56,16 +44,10 @@ def execute(folder, epochs, extra="", output="."):
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     with mock.patch.dict(os.environ, environment):
         os.environ.pop("JPY_SESSION_NAME", None)
-        client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": folder}})
+        client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
         client.execute()
     notebook.cells.pop()
-    if extra:  # its widgets are not the notebook's: headless, that makes none
-        notebook.metadata.pop("widgets", None)
     return notebook
-
-
-def contents(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def outputs(notebook):
@@ -84,12 +66,10 @@ class CommittedTest(unittest.TestCase):
         cls.notebook = nbformat.read(NOTEBOOK, as_version=4)
         cls.code = [cell for cell in cls.notebook.cells if cell.cell_type == "code"]
 
-    def test_executed_from_top_to_bottom(self):
+    def test_executed_from_top_to_bottom_and_clean(self):
         counts = [cell.execution_count for cell in self.code]
         self.assertEqual(counts, list(range(1, len(self.code) + 1)))
-
-    def test_clean(self):
-        self.assertLess(NOTEBOOK.stat().st_size, 1.5e6)
+        self.assertLess(NOTEBOOK.stat().st_size, 2.5e6)
         self.assertEqual(self.notebook.metadata.kernelspec.name, "python3")
         self.assertNotIn("widgets", self.notebook.metadata)
         for cell in self.code:
@@ -102,73 +82,59 @@ class CommittedTest(unittest.TestCase):
     def test_readable(self):
         prose = [c.source for c in self.notebook.cells if c.cell_type == "markdown"]
         self.assertTrue(600 <= sum(len(text.split()) for text in prose) <= 900)
+        self.assertLessEqual(len(self.code), 22)
         for cell in self.code:
             self.assertLessEqual(len(cell.source.splitlines()), 20)
 
-    def test_every_picture_once_and_with_a_text(self):
+    def test_every_picture_has_a_text(self):
         pictures = [o for o in outputs(self.notebook) if "image/png" in o.get("data", {})]
         self.assertGreaterEqual(len(pictures), 6)
-        self.assertEqual(len({o.data["image/png"] for o in pictures}), len(pictures))
         for out in pictures:
             self.assertGreater(len(out.metadata["image/png"]["alt"]), 20)
 
     def test_exports_equal_what_it_printed(self):
         figures, losses = read_result(ROOT / "result.csv")
-        if f"checksum {figures['checksum']:.0f}" not in printed(self.notebook):
+        if f"FID {figures['FID']:.2f} " not in printed(self.notebook):
             self.skipTest("the files were exported anew since the notebook was saved")
-        self.assertIn(f"FID {figures['FID']:.2f}", printed(self.notebook))
-        self.assertIn(f"−ELBO {losses[-1]:.2f}", printed(self.notebook))
-        self.assertEqual(vae_lib.checksum(ROOT), figures["checksum"])
+        self.assertIn(f"score 100 − FID = {figures['score']:.2f}", printed(self.notebook))
+        self.assertIn(f"−ELBO {np.mean(losses[-100:]):.2f}", printed(self.notebook))
 
 
 class ExecutedTest(unittest.TestCase):
     """A copy, executed with 30 epochs, in a folder whose name has a space and an umlaut."""
 
-    @classmethod
-    def setUpClass(cls):
-        cls.temporary = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(cls.temporary.cleanup)
-        cls.folder = Path(cls.temporary.name) / "Übung 09"
-        cls.folder.mkdir()
-        copy_project(cls.folder)
-        cls.notebook = execute(cls.folder, 30, CALLBACKS)  # fails if a callback does
-
-    def test_five_files(self):
-        for name in EXPORTS:
-            self.assertTrue((self.folder / name).is_file(), name)
-        figures, losses = read_result(self.folder / "result.csv")
-        self.assertEqual(len(losses), 30)
-        self.assertEqual(figures["score"], 100 - figures["FID"])
-        self.assertEqual(figures["checksum"], vae_lib.checksum(self.folder))
-        self.assertEqual(vae_lib.load(self.folder).sample(3).shape, (3, 1, 32, 32))
-
-    def test_nothing_else_is_written(self):
-        expected = {"data", "tests", "vae_lib.py", "assignment_09.ipynb", *EXPORTS}
-        self.assertEqual({path.name for path in self.folder.iterdir()}, expected)
-
-    def test_texts(self):
-        text = printed(self.notebook)
-        for words in ("(100, 1, 32, 32)", "decoder: 272,320 parameters", "nats", "FID", "holdout"):
-            self.assertIn(words, text)
-        shown = [out.get("data", {}) for out in outputs(self.notebook)]
-        (table,) = [data["text/markdown"] for data in shown if "text/markdown" in data]
-        self.assertIn("memoriser's floor", table)
-        self.assertNotIn("stderr", {out.get("name") for out in outputs(self.notebook)})
-
-    def test_page(self):
-        page, _ = HTMLExporter().from_notebook_node(self.notebook)
+    def test_files_texts_and_page(self):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "Übung 09"
+            folder.mkdir()
+            copy_project(folder)
+            notebook = execute(folder, 30, EXPLORER)
+            expected = {"data", "tests", "vae_lib.py", "assignment_09.ipynb", *EXPORTS}
+            self.assertEqual({path.name for path in folder.iterdir()}, expected)
+            figures, losses = read_result(folder / "result.csv")
+            self.assertEqual(len(losses), 30)
+            self.assertEqual(figures["score"], 100 - figures["FID"])
+            with Image.open(folder / "samples.png") as picture:  # the samples, three times as large
+                first = np.asarray(picture.convert("L"))[6:102:3, 6:102:3]
+            expected = 255 * vae_lib.load(folder).sample(100, seed=0)[0, 0].numpy()
+            self.assertLessEqual(np.abs(first - expected).max(), 1)
+        for words in ("(100, 1, 32, 32)", "decoder: ", "nats", "imagenet features", "holdout"):
+            self.assertIn(words, printed(notebook))
+        tables = [out.data["text/markdown"] for out in outputs(notebook) if "data" in out]
+        self.assertIn("memoriser's floor", "".join(tables[-1:]))
+        self.assertNotIn("stderr", {out.get("name") for out in outputs(notebook)})
+        page, _ = HTMLExporter(template_file=str(ROOT / "page.html.j2")).from_notebook_node(
+            notebook
+        )
         pictures = re.findall(r"<img[^>]*>", page)
         self.assertGreaterEqual(len(pictures), 7)
         for picture in pictures:
             self.assertRegex(picture, r'alt="[^"]{20,}"')
-            self.assertRegex(picture, r'src="(data:image/png;base64,|samples\.png)')
-        for broken in ("No description has been provided", '<script type="application/vnd.jup'):
-            self.assertFalse(broken in page, broken)  # assertNotIn would print the page
+        self.assertEqual(page.count('<input type="range"'), 2)
 
 
 class OtherImagesTest(unittest.TestCase):
-    """Another subject, RGB and 16-bit files, no holdout, training stopped by hand; a checkout that
-    is read-only (which does not stop root, so its files are compared, too), files elsewhere."""
+    """Another subject, RGB and 16-bit files, no holdout, training stopped by hand."""
 
     def test_runs_to_the_end(self):
         with tempfile.TemporaryDirectory() as temporary:
@@ -177,7 +143,13 @@ class OtherImagesTest(unittest.TestCase):
             output.mkdir()
             copy_project(folder)
             shutil.rmtree(folder / "data" / "holdout")
-            self.write_images(folder / "data" / "train")
+            y, x = np.mgrid[:32, :32]
+            for i in range(100):  # discs: half of the files RGB, half 16-bit grey
+                radius = np.hypot(x - 8 - i % 10 * 1.7, y - 8 - i // 10 * 1.7)
+                grey = 255 / (1 + np.exp(radius - 5))
+                colour = np.stack([grey] * 3, axis=2).astype(np.uint8)
+                picture = Image.fromarray(colour if i % 2 else (257 * grey).astype(np.uint16))
+                picture.save(folder / "data" / "train" / f"{i:03d}.png")
             with open(folder / "vae_lib.py", "a") as file:
                 file.write(
                     "\n\ndef interrupted(*arguments, original=train, **options):\n"
@@ -186,53 +158,11 @@ class OtherImagesTest(unittest.TestCase):
                     "            raise KeyboardInterrupt\n"
                     "        yield losses\n\n\ntrain = interrupted\n"
                 )
-            before, places = contents(folder), [folder, *folder.rglob("*")]
-            for place in places:
-                place.chmod(place.stat().st_mode & ~0o222)
-            try:
-                notebook = execute(folder, 1000, output=output)
-            finally:
-                for place in places:
-                    place.chmod(place.stat().st_mode | 0o200)
-            self.assertEqual(contents(folder), before)
+            notebook = execute(folder, 1000, output=output)
             self.assertEqual({path.name for path in output.iterdir()}, set(EXPORTS))
             self.assertIn("stopped by hand", printed(notebook))
             self.assertIn("no holdout images", printed(notebook))
-            self.assertNotIn("widgets", notebook.metadata)
-            _, losses = read_result(output / "result.csv")
-            self.assertEqual(len(losses), 20)
-
-    def write_images(self, folder):
-        """100 discs: half of the files RGB, half 16-bit grey."""
-        y, x = np.mgrid[:32, :32]
-        for i in range(100):
-            radius = np.hypot(x - 8 - i % 10 * 1.7, y - 8 - i // 10 * 1.7)
-            grey = 255 / (1 + np.exp(radius - 5))
-            if i % 2:
-                image = Image.fromarray(np.stack([grey.astype(np.uint8)] * 3, axis=2))
-            else:
-                image = Image.fromarray((257 * grey).astype(np.uint16))
-            image.save(folder / f"{i:03d}.png")
-
-
-class ElsewhereTest(unittest.TestCase):
-    """Started in a wrong folder, or without images."""
-
-    def first_cell(self, folder):
-        notebook = nbformat.read(NOTEBOOK, as_version=4)
-        source = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
-        run = subprocess.run(
-            [sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, check=False
-        )
-        self.assertNotEqual(run.returncode, 0)
-        return run.stderr.splitlines()[-1]
-
-    def test_one_clear_sentence(self):
-        with tempfile.TemporaryDirectory() as folder:
-            self.assertIn("start in the repository's folder", self.first_cell(folder))
-            copy_project(Path(folder))
-            shutil.rmtree(Path(folder) / "data" / "train")
-            self.assertIn("data/train", self.first_cell(folder))
+            self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
 
 
 if __name__ == "__main__":
