@@ -77,13 +77,13 @@ class Latent(nn.Module):
 
     def sample(self, n, method=None, seed=None):
         """Draw n points (n, D), each from the prior; without a seed, new ones. `iid` draws are
-        independent; a scrambled `sobol` sequence or, for D of 1 or 2, a randomly shifted `lattice`,
-        the default, cover the prior more evenly, through the normal quantile."""
+        independent; a scrambled `sobol` sequence, the default, or a randomly shifted `lattice` for
+        D of 1 or 2, the default for 2, cover the prior more evenly, through the normal quantile."""
         dim, generator = len(self.prior_mu), torch.Generator()
         generator.manual_seed(generator.seed() if seed is None else seed)
         if method == "iid":
             u = torch.rand(n, dim, generator=generator, dtype=torch.float64)  # (n, D)
-        elif method == "sobol" or (method is None and dim > 2):
+        elif method == "sobol" or (method is None and dim != 2):
             u = SobolEngine(dim, True, generator.initial_seed()).draw(n, dtype=torch.float64)
         elif method in ("lattice", None) and dim <= 2:
             step = torch.tensor([1 / n, (math.sqrt(5) - 1) / 2][:dim], dtype=torch.float64)
@@ -263,7 +263,7 @@ def show_images(images, columns=10, rows=(), width=6.0):
     grid = make_grid(images, nrow=columns, pad_value=1)[0]  # (H, W)
     size = width, width * grid.shape[0] / grid.shape[1]
     figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.imshow(grid, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks([(SIZE + 2) * (row + 0.5) for row in range(len(rows))], rows)
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)

@@ -416,7 +416,7 @@ Measured on {processor} ({os.cpu_count()} processors) with Python {sys.version.s
 """
     for name in options.only:
         start, paragraphs = time.perf_counter(), sections[name](options)
-        took = f"Took {time.perf_counter() - start:.0f} s; vae_lib.py has SHA-256 {SHA256[:12]}….\n"
+        took = f"Took {time.perf_counter() - start:.0f} s.\n"
         text = "\n\n".join([f"## {sections[name].__doc__}", *paragraphs, took])
         print(f"\n{text}", flush=True)
         (options.folder / f"{name}.md").write_text(text, encoding="utf-8")

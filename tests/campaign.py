@@ -40,7 +40,7 @@ TABLE = {
         ("covariance divided by n", "math.sqrt(len(x) - 1)", "math.sqrt(len(x))"),
         ("means ignored", "(mu1 - mu2).square()", "(mu1 - mu1).square()"),
         ("features unscaled", "IMAGENET_SCALE * torch", "torch"),
-        ("hash not compared", "if not found.startswith(sha256):", "if False:"),
+        ("hash not compared", "if found != sha256:", "if False:"),
     ],
 }
 FAULTS = [(*key, *row) for key, rows in TABLE.items() for row in rows]

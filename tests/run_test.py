@@ -49,7 +49,7 @@ class RunTest(unittest.TestCase):
                 self.fail(f"{name} is missing: {AGAIN}")
         try:
             figures, losses = read_result(ROOT / "result.csv")
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, csv.Error) as error:
             self.fail(f"result.csv is damaged, expected rows `key,number` ({error}): {AGAIN}")
         names = [key for key in figures if key.startswith("FID_")]
         if len(names) != 1 or figures[names[0]] != figures.get("FID"):
