@@ -2,9 +2,9 @@
 
     p(z) = N(0, I),   p(x|z) = N(decoder(z), I),   q(z|x) = N(mu, diag(exp(logvar))) by the encoder
 
-Training minimises −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)): summed over pixels and
-latent dimensions, averaged over images, in nats (Kingma & Welling 2014, arxiv.org/abs/1312.6114).
-Images are float tensors (N, 1, 32, 32) in [0, 1]; D is the number of latent dimensions.
+Training minimises −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)), and 512 log 2π, which is
+left out: nats, summed over pixels and latent dimensions, averaged over images (Kingma & Welling
+2014, arxiv.org/abs/1312.6114). Images: floats (N, 1, 32, 32) in [0, 1]; D: latent dimensions.
 """
 
 import math
@@ -76,16 +76,15 @@ class Latent(nn.Module):
         return mu + torch.exp(0.5 * logvar) * epsilon
 
     def sample(self, n, method=None, seed=None):
-        """Draw n points (n, D), each from the prior; without a seed, new ones. `iid` draws are
-        independent; a scrambled `sobol` sequence, the default, or a randomly shifted `lattice` for
-        D of 1 or 2, the default for 2, cover the prior more evenly, through the normal quantile."""
+        """Draw n points (n, D), each from the prior: independent ones, `iid`, or ones that cover it
+        more evenly, a scrambled `sobol` sequence, the default, or for D < 3 a shifted `lattice`."""
         dim, generator = len(self.prior_mu), torch.Generator()
         generator.manual_seed(generator.seed() if seed is None else seed)
         if method == "iid":
             u = torch.rand(n, dim, generator=generator, dtype=torch.float64)  # (n, D)
-        elif method == "sobol" or (method is None and dim != 2):
+        elif method in ("sobol", None):
             u = SobolEngine(dim, True, generator.initial_seed()).draw(n, dtype=torch.float64)
-        elif method in ("lattice", None) and dim <= 2:
+        elif method == "lattice" and dim < 3:
             step = torch.tensor([1 / n, (math.sqrt(5) - 1) / 2][:dim], dtype=torch.float64)
             order = torch.randperm(n, generator=generator)  # so that neighbours mean nothing
             u = (order[:, None] * step + torch.rand(dim, generator=generator)) % 1  # (n, D)
@@ -106,15 +105,15 @@ class Decoder(nn.Module):
         self.net = nn.Sequential(*layers, nn.Linear(hidden, SIZE * SIZE))
 
     def forward(self, z):
-        quantile = math.sqrt(3) * torch.erf(z / math.sqrt(2))  # (N, D), of variance 1
-        angle = quantile @ self.frequencies  # (N, hidden / 2)
+        u = math.sqrt(3) * torch.erf(z / math.sqrt(2))  # (N, D), uniform, of variance 1
+        angle = u @ self.frequencies  # (N, hidden / 2)
         waves = math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, hidden)
         x = 1.2 * torch.sigmoid(self.net(waves)) - 0.1  # (N, 1024) in [−0.1, 1.1]
         return x.clamp(0, 1).view(-1, 1, SIZE, SIZE)
 
 
 class VAE(nn.Module):
-    """Encoder, latent and decoder. `seed` draws the weights, which start from `images` if given."""
+    """Encoder, latent, decoder. `seed` draws the weights; training needs the `images`' start."""
 
     def __init__(self, images=None, seed=0, latent_dim=1, hidden=192):
         super().__init__()
@@ -131,13 +130,13 @@ class VAE(nn.Module):
         """Let the encoder give each image an equal share of the prior, in the order of the first
         principal component, and the decoder the mean image, with waves as long as a few shares."""
         first, activation, last = self.encoder.net
-        x, side = images.flatten(1), len(images) ** (2 / len(last.bias))  # (N, 1024), N^(1/D)
+        dim, x = len(self.latent.prior_mu), images.flatten(1)  # x (N, 1024)
         self.decoder.net[-1].bias.copy_(torch.logit((x.mean(0) + 0.1) / 1.2))
-        self.decoder.frequencies *= 0.4 * side
-        axes = torch.linalg.svd(x - x.mean(0)).Vh[: len(last.bias) // 2]  # (D, 1024)
+        self.decoder.frequencies *= 0.4 * len(x) ** (1 / dim)
+        axes = torch.linalg.svd(x - x.mean(0)).Vh[:dim]  # (D, 1024)
         rank = (x @ axes.T).argsort(0).argsort(0)  # (N, D)
         mu = torch.special.ndtri((rank + 0.5) / len(x))  # (N, D)
-        share = math.sqrt(2 * math.pi) * torch.exp(mu.square() / 2) / side  # (N, D), its width
+        share = math.sqrt(2 * math.pi) * torch.exp(mu.square() / 2) / len(x) ** (1 / dim)  # (N, D)
         goal = torch.cat([mu, 2 * torch.log(share / 6)], dim=1)  # (N, 2D): 6σ to a share
         first.weight *= 8  # so that the hidden layer tells the images apart
         first.bias.copy_(-first.weight @ x.mean(0))
@@ -173,16 +172,16 @@ def kl_divergence(mu, logvar):
 
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=7e-3, seed=0, device="cpu"):
-    """Train on images (N, 1, 32, 32) in [0, 1], by default all at once; yield epochs' `Losses`.
-    Each is decoded from a draw z and from its mirror image 2 mu − z, of the same law: much of the
+    """Train on images (N, 1, 32, 32) in [0, 1], by default all at once, and yield each epoch's
+    `Losses`. Draws z come with 2 mu − z, of the same distribution (antithetic): much of the
     gradient's noise cancels. The encoder learns slowly, or images would change places at once."""
-    if images.shape[1:] != (1, SIZE, SIZE) or not ((images >= 0) & (images <= 1)).all():
+    if images[:1].shape != (1, 1, SIZE, SIZE) or not ((images >= 0) & (images <= 1)).all():
         raise ValueError(f"images {tuple(images.shape)}: expected (N, 1, {SIZE}, {SIZE}) in [0, 1]")
     vae, images, n = vae.to(device), images.to(device), len(images)
     size, generator = batch_size or n, torch.Generator(device).manual_seed(seed)
-    encoder = {"params": vae.encoder.parameters(), "lr": 0.15 * learning_rate / n}
-    decoder = {"params": vae.decoder.parameters(), "lr": learning_rate}
-    optimiser = torch.optim.Adam([encoder, decoder], betas=(0.9, 0.99), fused=True)
+    slow = {"params": vae.encoder.parameters(), "lr": 0.15 * learning_rate / n}
+    fast = {"params": vae.decoder.parameters(), "lr": learning_rate}
+    optimiser = torch.optim.Adam([slow, fast], betas=(0.9, 0.99), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * math.ceil(n / size))
     for _ in range(epochs):
         sums = torch.zeros(2, device=device)
@@ -206,7 +205,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=7e-3, seed=0, d
 @torch.no_grad()
 def log_likelihood(vae, images, samples=200, seed=0):
     """The importance-weighted bound on log p(x), (N,) nats (Burda et al. 2016, eq. 8), with the
-    512 log 2π that the loss leaves out. It rises to log p(x) with `samples`."""
+    512 log 2π that the loss leaves out. Its mean rises to log p(x) with `samples`."""
     generator = torch.Generator(images.device).manual_seed(seed)
     mu, logvar = vae.encoder(images)  # (N, D) each
     log_weights = []
@@ -214,8 +213,7 @@ def log_likelihood(vae, images, samples=200, seed=0):
         z = vae.latent(mu, logvar, generator)  # (N, D)
         log_ratio = 0.5 * ((z - mu).square() / logvar.exp() + logvar - z.square()).sum(1)  # p(z)/q
         log_weights.append(log_ratio - reconstruction_loss(images, vae.decoder(z)))  # (N,)
-    constant = math.log(samples) + SIZE * SIZE / 2 * math.log(2 * math.pi)
-    return torch.stack(log_weights).logsumexp(0) - constant  # (N,)
+    return torch.stack(log_weights).logsumexp(0) - math.log(samples) - 512 * math.log(2 * math.pi)
 
 
 def replace(path, write):
@@ -237,17 +235,16 @@ def load(folder=".", latent_dim=1, hidden=192):
     finite tensors of such a model. Nothing in a file is executed."""
     vae = VAE(latent_dim=latent_dim, hidden=hidden)
     for name in WEIGHTS:
-        path = Path(folder) / name
+        path, part = Path(folder) / name, getattr(vae, name.removesuffix(".pth"))
         try:
             with zipfile.ZipFile(path) as archive:
-                if sum(e.file_size for e in archive.infolist()) > 20e6 or archive.testzip():
-                    raise ValueError("it unpacks to over 20 MB, or a checksum is wrong")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            getattr(vae, path.stem).load_state_dict(state)
-            if not all(value.isfinite().all() for value in state.values()):
+                if sum(e.file_size for e in archive.infolist()) > 100e6 or archive.testzip():
+                    raise ValueError("it unpacks to over 100 MB, or a checksum is wrong")
+            part.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            if not all(value.isfinite().all() for value in part.state_dict().values()):
                 raise ValueError("a value is not finite")
-        except Exception as error:  # whatever a damaged or foreign file brings about
-            raise ValueError(f"{path} holds no such model, export it again: {error}") from error
+        except Exception as e:  # whatever a damaged or foreign file brings about
+            raise ValueError(f"{path}: no VAE({latent_dim=}, {hidden=}), export again: {e}") from e
     return vae.eval()
 
 
@@ -261,9 +258,9 @@ def write_result(path, fid, losses, features="imagenet"):
 def show_images(images, columns=10, rows=(), width=6.0):
     """A figure of images (N, 1, 32, 32) in a grid, with a label beside each row if given."""
     grid = make_grid(images, nrow=columns, pad_value=1)[0]  # (H, W)
-    size = width, width * grid.shape[0] / grid.shape[1]
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
-    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    height = width * len(grid) / len(grid[0])
+    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
+    axes.imshow(grid.cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_yticks([(SIZE + 2) * (row + 0.5) for row in range(len(rows))], rows)
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)
@@ -271,10 +268,13 @@ def show_images(images, columns=10, rows=(), width=6.0):
 
 
 def plot_losses(losses, title=""):
-    """A figure of −ELBO, reconstruction and KL per epoch, on logarithmic axes."""
+    """A figure of −ELBO, reconstruction and KL per epoch, and means over the last 2 % of epochs."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    epoch = range(1, len(losses) + 1)
     for name, values in zip(("−ELBO", "reconstruction", "KL"), np.array(losses).T, strict=True):
-        axes.plot(range(1, len(values) + 1), values, label=f"{name} {values[-1]:.2f}")
+        mean = [values[k - max(1, k // 50) : k].mean() for k in epoch]
+        (line,) = axes.plot(epoch, mean, label=f"{name} {mean[-1]:.2f}", zorder=3)
+        axes.plot(epoch, values, color=line.get_color(), alpha=0.25, linewidth=0.5)
     axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="nats per image", title=title)
     axes.legend(loc="lower left", frameon=False)
     return figure

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,24 @@ class FilesTest(unittest.TestCase):
                 self.assertTrue(file[0] == "." or data in (self.old[file], self.new[file]), file)
             self.assertEqual(self.export(0), self.old)  # and nothing is left beside them
 
+    def test_killed(self):
+        """By the system, which leaves no time for anything, when half of a file is written."""
+        code = """import os, signal, sys, torch, vae_lib
+real, calls = torch.save, []
+def save(state, path):
+    calls.append(real(state, path))
+    if len(calls) == 2:
+        path.write_bytes(path.read_bytes()[:500])
+        os.kill(os.getpid(), signal.SIGKILL)
+torch.save = save
+vae_lib.save(vae_lib.VAE(None, 1, 2, 4), sys.argv[1])"""
+        run = subprocess.run([sys.executable, "-c", code, self.folder], cwd=ROOT, check=False)
+        self.assertEqual(run.returncode, -signal.SIGKILL)
+        self.assertNotEqual((self.folder / "encoder.pth").read_bytes(), self.old["encoder.pth"])
+        self.assertEqual((self.folder / "latent.pth").read_bytes(), self.old["latent.pth"])
+        load(self.folder, 2, 4)  # each file is whole
+        self.assertEqual(self.export(0), self.old)  # the next export clears what was left
+
     def load_with(self, name, data):
         """The weights where one file is these bytes, or missing; None where `load` names it."""
         path = self.folder / name
@@ -112,7 +131,7 @@ class FilesTest(unittest.TestCase):
         for name, state in self.states.items():
             data, (key, tensor) = self.old[name], next(iter(state.items()))
             with zipfile.ZipFile(bomb := io.BytesIO(data), "a", zipfile.ZIP_DEFLATED) as file:
-                file.writestr(f"{file.namelist()[0].split('/')[0]}/more", bytes(21_000_000))
+                file.writestr(f"{file.namelist()[0].split('/')[0]}/more", bytes(101_000_000))
             for case, wrong in (
                 *((other, self.old[other]) for other in self.old if other != name),
                 ("missing", None),
@@ -122,7 +141,7 @@ class FilesTest(unittest.TestCase):
                 ("tensor lost", saved({k: state[k] for k in state if k != key})),
                 ("40 GB", saved(state | {key: torch.zeros(1).expand(10**10)})),
                 ("no dictionary", saved(tensor)),
-                ("unpacks to 21 MB", bomb.getvalue()),
+                ("unpacks to 101 MB", bomb.getvalue()),
             ):
                 with self.subTest(name=name, case=case):
                     self.assertIsNone(self.load_with(name, wrong))

@@ -45,6 +45,7 @@ def execute(folder, epochs, extra="", output="."):
     with mock.patch.dict(os.environ, environment):
         os.environ.pop("JPY_SESSION_NAME", None)
         client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
+        client.config.KernelManager.transport_encryption = "auto"  # without it, a warning
         client.execute()
     notebook.cells.pop()
     if extra:  # its widgets are not the notebook's: headless, that makes none

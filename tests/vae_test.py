@@ -219,7 +219,7 @@ class TrainTest(unittest.TestCase):
         for vae, rate in ((VAE(bars(), hidden=16), 1e6), (broken, 1e-3)):
             with self.assertRaisesRegex(FloatingPointError, "learning_rate"):
                 list(train(vae, bars(), 30, learning_rate=rate))
-        shapes = (1, 32, 32), (3, 1, 28, 28), (3, 3, 32, 32)
+        shapes = (1, 32, 32), (3, 1, 28, 28), (3, 3, 32, 32), (0, 1, 32, 32)
         for images in (*map(torch.zeros, shapes), 255 * bars(), bars() - 0.01, bars() / bars()):
             epochs = train(broken, images, 1)
             self.assertRaisesRegex(ValueError, r"images .* expected .* in \[0, 1\]", next, epochs)
@@ -272,9 +272,11 @@ class ImagesTest(unittest.TestCase):
             top, left = 2 + i // 4 * 34, 2 + i % 4 * 34
             self.assertTrue(torch.equal(grid[top : top + 32, left : left + 32], image[0]))
         self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["one", "two"])
-        losses = [Losses(30.0, 20.0, 10.0), Losses(9.0, 5.0, 4.0)]
+        losses = [Losses(30.0, 20.0, 10.0)] * 99 + [Losses(9.0, 5.0, 4.0)]
         axes = vae_lib.plot_losses(losses, "title").axes[0]
-        lines = [tuple(line.get_ydata()) for line in axes.lines]
-        self.assertEqual(lines, [(30, 9), (20, 5), (10, 4)])
+        ends = [tuple(line.get_ydata()[[0, -2, -1]]) for line in axes.lines if line.get_alpha()]
+        means = [tuple(line.get_ydata())[-2:] for line in axes.lines if not line.get_alpha()]
+        self.assertEqual(ends, [(30, 30, 9), (20, 20, 5), (10, 10, 4)])
+        self.assertEqual(means, [(30, 19.5), (20, 12.5), (10, 7)])  # of two epochs
         labels = " ".join(text.get_text() for text in axes.get_legend().get_texts())
         self.assertRegex(axes.get_title() + labels, "title.*ELBO.*reconstruction.*KL")
