@@ -109,7 +109,7 @@ class Decoder(nn.Module):
         angle = u @ self.frequencies  # (N, hidden / 2)
         waves = math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, hidden)
         x = 1.2 * torch.sigmoid(self.net(waves)) - 0.1  # (N, 1024) in [−0.1, 1.1]
-        return x.clamp(0, 1).view(-1, 1, SIZE, SIZE)
+        return nn.functional.hardtanh(x, 0, 1).view(-1, 1, SIZE, SIZE)  # a clamp, but faster
 
 
 class VAE(nn.Module):
@@ -163,7 +163,7 @@ class VAE(nn.Module):
 
 def reconstruction_loss(x, x_hat):
     """½‖x − x_hat‖² over the pixels, (N,) nats: −log N(x; x_hat, I) without its 512 log 2π."""
-    return 0.5 * (x - x_hat).square().sum((-3, -2, -1))
+    return 0.5 * (x_hat - x).square().sum((-3, -2, -1))
 
 
 def kl_divergence(mu, logvar):
@@ -188,8 +188,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=7e-3, seed=0, d
         for x in images[torch.randperm(n, generator=generator, device=device)].split(size):
             mu, logvar = vae.encoder(x)  # (B, D) each
             z = vae.latent(mu, logvar, generator)  # (B, D)
-            x_hat = vae.decoder(torch.cat([z, 2 * mu - z]))  # (2B, 1, 32, 32)
-            reconstruction = reconstruction_loss(torch.cat([x, x]), x_hat).mean()
+            x_hat = vae.decoder(torch.cat([z, 2 * mu - z])).view(2, *x.shape)  # (2, B, 1, 32, 32)
+            reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
             optimiser.zero_grad()
             (reconstruction + kl).backward()

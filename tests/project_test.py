@@ -6,6 +6,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import yaml
 
@@ -76,8 +77,9 @@ class ProtectedTest(unittest.TestCase):
             for name in ("kept.py", "changed.py", "removed.py"):
                 (root / "tests" / name).write_text(name)
             arguments = ["--root", folder, "--list", str(root / "list")]
-            protected.main([*arguments, "--renew"])
-            protected.main(arguments)  # no difference, no error
+            with mock.patch("sys.stdout"):
+                protected.main([*arguments, "--renew"])
+                protected.main(arguments)  # no difference, no error
             (root / "tests" / "changed.py").write_text("return 0")
             (root / "tests" / "removed.py").unlink()
             (root / ".github" / "workflows" / "added.yml").write_text("")
