@@ -1,18 +1,29 @@
 """The evaluator: Fréchet distance between two folders of 32×32 PNG images.
 
-    python -m tests.fid data/train data/holdout                        the FID of two folders
-    python -m tests.fid data/train data/holdout --features inception   by the Inception network
+    python -m tests.fid data/train data/holdout --features imagenet    the FID of two folders
     python -m tests.fid --sensitivity data/train data/holdout          what changes of images cost
+    python -m tests.fid --draws data/train data/sample                 the grader's figures
+
+It compares images and knows nothing of the model that made them. It also runs as a file of its own,
+`python -I tests/fid.py …`, where it imports nothing of this project.
 
 Two networks give the features; their figures are not comparable:
 
-- `inception`: the FID of the literature (Heusel et al. 2017), 2048 features of the 2015-12-05
-  Inception network. Its weights are the file that `FID_INCEPTION_WEIGHTS` names, else
+- `inception`: the 2015-12-05 Inception network with the weights of the literature's FID (Heusel et
+  al. 2017), 2048 features. Images are enlarged by Pillow, whose pixels differ from those of the
+  TensorFlow 1 resize in the original code by about 9 grey levels on average, so figures are near
+  published ones, not equal. The weights are the file that `FID_INCEPTION_WEIGHTS` names, else
   torch-fidelity's, downloaded once to torch's hub folder.
 - `imagenet`: 1280 features of EfficientNet-lite0 (Tan & Le 2019) with Google's ImageNet weights,
   which a package brings with it. Its unit: 100 fresh real digits drawn at random are 50 away from
   a balanced set of 100, on average. On other subjects only multiples of F mean something.
 - `auto`: `inception` where its weights are there or can be fetched at once, else `imagenet`.
+
+F, the memoriser's floor, is the mean FID of 200 sets of 100 training images that are drawn
+independently and with replacement: what a model gets that knows the training images by heart and
+nothing else. FID is biased for small sets: two samples of the same digits are 75, 51, 33 and 16
+apart, on average, when they hold 50, 100, 200 and 500 images each, so most of those 50 is bias and
+only figures of sets of equal size can be compared.
 """
 
 import argparse
@@ -21,18 +32,22 @@ import functools
 import hashlib
 import http.client
 import importlib.resources
+import io
 import math
 import os
+import struct
 import sys
 import threading
 import urllib.request
+import zlib
+from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from torch.nn.functional import interpolate, pad
 from torch_fidelity.feature_extractor_inceptionv3 import (
     URL_INCEPTION_V3,
     FeatureExtractorInceptionV3,
@@ -40,34 +55,72 @@ from torch_fidelity.feature_extractor_inceptionv3 import (
 from torchvision.transforms.functional import gaussian_blur
 
 SIZE = 32  # height and width of every image, in pixels
+DRAWS = 10  # sets of samples that a grade is the mean of
+SAMPLES = 100  # images in each of them, and in each set that F is the mean of
 FEATURES = ("auto", "imagenet", "inception")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 IMAGENET_SCALE = 0.771198  # of the features; data/make_data.py sets the unit by it
 
+Change = namedtuple("Change", "change strength images fid multiple")
+ScoreRow = namedtuple("ScoreRow", "what fid deviation multiple meaning features")
+Copying = namedtuple("Copying", "far seen distance")
+Yardsticks = namedtuple("Yardsticks", "floor floor_deviation mean_image noise")
+
 
 def read_png(path):
     """One PNG file as grey, (32, 32) uint8; ValueError unless it is a sound, opaque 32×32 PNG."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:  # the header only, whatever size it claims
+        data = Path(path).read_bytes()
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:  # reads the header only
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
-            image.verify()  # the checksums, which reading the pixels passes over
-        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # the checksums, which reading the pixels does not look at
+        check_rows(data)
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            deep = data[24] == 16  # bits, whose transparent grey Pillow cannot compare
+            if "transparency" in image.info and deep:
+                raise ValueError("it has a transparent grey or colour: flatten it")
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("its transparent pixels have no defined grey: flatten it")
-            if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
-                return np.round(np.asarray(image, dtype=np.float64) / 257).astype(np.uint8)
-            return np.asarray(image.convert("L"))
+                raise ValueError("it has transparent pixels, which are no grey: flatten it")
+            if not image.mode.startswith("I"):
+                return np.array(image.convert("L"))
+            pixels = np.array(image, dtype=np.float64)  # 16 bits, which convert("L") would clip
+            if 0 < pixels.max() < 4096:
+                raise ValueError(
+                    f"its 16-bit values end at {pixels.max():.0f}, which is nearly black:"
+                    " if they are 12-bit values, multiply them by 16"
+                )
+            return np.round(pixels / 257).astype(np.uint8)
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
+def check_rows(data):
+    """ValueError if a PNG file's pixel data ends early: Pillow would show the rest as black."""
+    depth, colour, interlaced = data[24], data[25], data[28]
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    rows = 60 if interlaced else SIZE  # a byte more for each row, of which interlacing has more
+    expected = rows + SIZE * SIZE * channels * depth // 8
+    stream = zlib.decompressobj()
+    found = 0
+    start = 8  # of the first chunk: its length, its name, its data, its checksum
+    name = b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, start)
+        if name == b"IDAT":
+            found += len(stream.decompress(data[start + 8 : start + 8 + length], 2 * expected))
+        start += 12 + length
+    if found < expected:
+        raise ValueError(f"its pixel data are {found} bytes, expected {expected}: save it again")
+
+
 def read_folder(folder):
     """All PNG files of a folder in name order, (n, 1, 32, 32) float32, k/255 for each pixel."""
-    paths = sorted(path for path in Path(folder).glob("[!.]*") if path.suffix.lower() == ".png")
+    paths = [path for path in Path(folder).glob("[!.]*") if path.suffix.lower() == ".png"]
+    paths = sorted(path for path in paths if path.is_file())  # a pipe would wait for ever
     if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} PNG files, a distance needs 2 or more")
+        raise ValueError(f"{folder} holds {len(paths)} PNG files: put two or more images there")
     pixels = np.stack([read_png(path) for path in paths])  # (n, 32, 32)
     return torch.from_numpy(pixels).unsqueeze(1).float() / 255  # (n, 1, 32, 32)
 
@@ -152,7 +205,7 @@ def imagenet_features(images):
     """
     network, features = imagenet_network(), []
     for batch in as_bytes(images).split(5):  # (5, 1, 32, 32); larger ones spend time on memory
-        large = F.interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
+        large = interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
         x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (5, 3, 128, 128)
         with torch.inference_mode():
             features.append(network.extract_features(x).mean((2, 3)))  # (5, 1280)
@@ -233,43 +286,223 @@ def fid(real_folder, fake_folder, features="auto"):
     return frechet_distance(real, fake)
 
 
-def memoriser_floor(real, draws=200, seed=0, size=100):
-    """F, what a perfect memoriser that draws independently gets: mean and standard deviation of
-    the FID of `draws` sets, each of `size` rows of the real features (n, d) with replacement."""
-    rows = np.random.default_rng(seed).integers(len(real), size=(draws, size))
+def memoriser_floor(real, draws=200, seed=0, size=SAMPLES, method="iid"):
+    """What a perfect memoriser gets: mean and standard deviation of the FID of `draws` sets, each
+    of `size` rows of the real features (n, d).
+
+    `iid` draws each row independently; that mean is the floor F. `latin` gives each row an equal
+    share of a line and takes one point from each of `size` equal parts of it, so that with n of
+    `size` each row comes once and the FID is 0.
+    """
+    generator = np.random.default_rng(seed)
+    n = len(real)
+    if method == "latin":
+        places = (
+            np.arange(size) + generator.random((draws, size))
+        ) / size  # (draws, size) in [0, 1)
+        rows = np.minimum((n * places).astype(int), n - 1)
+    else:
+        rows = generator.integers(n, size=(draws, size))
     distances = [frechet_distance(real, real[row]) for row in rows]
     return float(np.mean(distances)), float(np.std(distances))
 
 
+def in_floors(distance, floor):
+    """A distance as a multiple of F; None where F is 0, that is, where all images are the same."""
+    return distance / floor if floor > 1e-6 else None
+
+
+def yardsticks(images, features="imagenet"):
+    """Figures to hold a FID against: F and its standard deviation, the FID of 100 copies of the
+    mean image, and that of 100 images of noise. images (n, 1, 32, 32)."""
+    real = extract(images, features)
+    floor, deviation = memoriser_floor(real)
+    mean_image = extract(images.mean(0, keepdim=True), features).repeat(SAMPLES, axis=0)
+    noise = torch.rand(SAMPLES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    return Yardsticks(
+        floor,
+        deviation,
+        frechet_distance(real, mean_image),
+        frechet_distance(real, extract(noise, features)),
+    )
+
+
+def worst_figure(found):
+    """The FID, by `yardsticks`, that samples must stay below to be samples of these images at all:
+    that of the mean image or of noise. Where both are below 1, a score of 99 will do."""
+    return max(1.0, min(found.mean_image, found.noise))
+
+
+def score_card(images, draws, reconstructions=None, holdout=None, features="imagenet"):
+    """The rows that keep a FID honest, each beside what a perfect memoriser gets.
+
+    images (n, 1, 32, 32) are the training images, `draws` sets of samples by how they were drawn,
+    {"latin": [(m, 1, 32, 32), …], "iid": […]}. A row holds mean and standard deviation of the FID
+    of its sets, its multiple of F (None where F is 0), and one sentence.
+    """
+    real = extract(images, features)
+    floor, floor_deviation = memoriser_floor(real)
+    rows = []
+
+    def judge(sets):
+        distances = [frechet_distance(real, extract(x, features)) for x in sets]
+        deviation = float(np.std(distances, ddof=1)) if len(distances) > 1 else None
+        return float(np.mean(distances)), deviation
+
+    def add(what, mean, deviation, meaning):
+        rows.append(ScoreRow(what, mean, deviation, in_floors(mean, floor), meaning, features))
+
+    for method, sets in draws.items():
+        if method == "latin":
+            meaning = "even draws from the prior, as the exported samples are drawn"
+            add("samples, latin", *judge(sets), meaning)
+            even = memoriser_floor(real, method="latin", size=len(sets[0]))
+            add("memoriser, latin", *even, "training images, drawn just as evenly")
+        else:
+            meaning = "independent draws from the prior, the plain way to sample a VAE"
+            add(f"samples, {method}", *judge(sets), meaning)
+    meaning = "training images, drawn independently: the floor F"
+    if in_floors(floor, floor) is None:
+        meaning += ", which is 0 because all of them are the same: there are no multiples of it"
+    add("memoriser, iid", floor, floor_deviation, meaning)
+    if holdout is None:
+        rows.append(ScoreRow("holdout", None, None, None, "there are no holdout images", features))
+    else:
+        meaning = f"{len(holdout)} real images that the model never saw"
+        add("holdout", *judge([holdout]), meaning)
+    if reconstructions is not None:
+        meaning = "the training images, encoded and decoded again"
+        add("reconstructions", *judge([reconstructions]), meaning)
+    return rows
+
+
+def to_markdown(rows):
+    """The rows of `score_card` as a Markdown table."""
+    lines = [f"| what | FID, {rows[0].features} features | | what it is |", "|---|---|---|---|"]
+    for row in rows:
+        distance = "–" if row.fid is None else f"{row.fid:.1f}"
+        if row.deviation is not None:
+            distance += f" ± {row.deviation:.1f}"
+        multiple = "–" if row.multiple is None else f"{row.multiple:.2f} F"
+        lines.append(f"| {row.what} | {distance} | {multiple} | {row.meaning} |")
+    return "\n".join(lines)
+
+
+def nearest(samples, images):
+    """Euclidean distance (m,) over the pixels from each sample (m, 1, 32, 32) to the nearest of the
+    images (n, 1, 32, 32), and which one that is (m,)."""
+    exact = "donot_use_mm_for_euclid_dist"  # the fast way leaves 1e-2 between equal images
+    distances = torch.cdist(samples.flatten(1), images.flatten(1), compute_mode=exact)  # (m, n)
+    return distances.min(1)
+
+
+def copying(samples, images, limit=1.0):
+    """How much of the samples (m, 1, 32, 32) is copied from the images (n, 1, 32, 32): the share of
+    samples farther than `limit` from every image, the number of images that are nearest to a sample
+    within `limit`, and the median distance from a sample to its nearest image."""
+    distance, index = nearest(samples, images)
+    far = (distance > limit).float().mean().item()
+    seen = len(index[distance <= limit].unique())
+    return Copying(far, seen, distance.median().item())
+
+
 def corruptions(images, seed=0):
     """Changed copies of images (n, 1, 32, 32), {change: {strength: images}}, weakest first."""
-    n, generator = len(images), torch.Generator().manual_seed(seed)
-    place, value = (torch.rand(images.shape, generator=generator) for _ in range(2))
-    specks = {p: torch.where(place < p / 100, value.round(), images) for p in (0.3, 1, 3)}
+    n = len(images)
+    generator = torch.Generator().manual_seed(seed)
+    place = torch.rand(images.shape, generator=generator)
+    value = torch.rand(images.shape, generator=generator)
     noise = torch.randn(images.shape, generator=generator)
     order = torch.randperm(n, generator=generator)
-    blends, padded = (images + images[order]) / 2, F.pad(images, (3, 3, 3, 3), mode="replicate")
+    blends = (images + images[order]) / 2
     share = torch.arange(n).view(n, 1, 1, 1) * 100 / n  # in percent
+
+    def blurred(sigma):
+        return gaussian_blur(images, 7, sigma).clamp(0, 1)  # rounding takes white to 1 + 2e-7
+
+    def specks(percent):
+        return torch.where(place < percent / 100, value.round(), images)
+
+    def repeated(times):
+        kept = order[: max(1, n // times)]
+        return images[kept[torch.arange(n) % len(kept)]]
+
+    def shifted(k):
+        padded = pad(images, (k, 0, k, 0), mode="replicate")
+        return padded[..., :SIZE, :SIZE]
+
     return {
-        "blur, σ in pixels": {s: gaussian_blur(images, 7, s) for s in (0.5, 0.8, 1.2)},
-        "specks, % of pixels": specks,
-        "noise, σ": {s: (images + s * noise).clamp(0, 1) for s in (0.01, 0.03, 0.1)},
+        "blur, σ in pixels": {sigma: blurred(sigma) for sigma in (0.5, 0.8, 1.2)},
+        "specks, % of pixels": {percent: specks(percent) for percent in (0.3, 1, 3)},
+        "noise, σ": {sigma: (images + sigma * noise).clamp(0, 1) for sigma in (0.01, 0.03, 0.1)},
         "blended in pairs, %": {p: torch.where(share < p, blends, images) for p in (25, 50, 100)},
-        "repeated, times": {k: images[order[: n // k]].repeat(k, 1, 1, 1) for k in (2, 5, 10)},
-        "shifted, pixels": {k: padded[..., 3 - k : 35 - k, 3 - k : 35 - k] for k in (1, 2, 3)},
+        "repeated, times": {times: repeated(times) for times in (2, 5, 10)},
+        "shifted, pixels": {k: shifted(k) for k in (1, 2, 3)},
     }
 
 
 def sensitivity(train_folder, holdout_folder=None, features="imagenet"):
-    """What changes of the training images cost: rows (change, strength, images, FID, FID / F)."""
+    """What changes of the training images cost: a `Change` each, with its name, its strength, the
+    changed images, their FID, and that as a multiple of F (None where F is 0)."""
     images = read_folder(train_folder)
     real = extract(images, features)
     floor, _ = memoriser_floor(real)
-    sets = [(name, k, x) for name, group in corruptions(images).items() for k, x in group.items()]
+    changes = []
+    for name, strengths in corruptions(images).items():
+        changes += [(name, strength, changed) for strength, changed in strengths.items()]
     if holdout_folder is not None:
-        sets.append(("other real images", "", read_folder(holdout_folder)))
-    distances = [frechet_distance(real, extract(x, features)) for *_, x in sets]
-    return [(*row, d, d / floor) for row, d in zip(sets, distances, strict=True)]
+        changes.append(("other real images", "", read_folder(holdout_folder)))
+    rows = []
+    for name, strength, changed in changes:
+        distance = frechet_distance(real, extract(changed, features))
+        rows.append(Change(name, strength, changed, distance, in_floors(distance, floor)))
+    return rows
+
+
+def judge_draws(train_folder, sample_folder, features="imagenet"):
+    """The grader's figures, {key: number}, of ten sets of 100 samples each: one in `sample_folder`
+    itself, the others in its folders draw_1 to draw_9.
+
+    FID is the mean over the ten and `deviation` their standard deviation; then come the
+    `yardsticks`, and the FID that samples must stay below, `limit`; `copies` of all `samples` are
+    training images, pixel for pixel.
+    """
+    images = read_folder(train_folder)
+    real = extract(images, features)
+    folders = [Path(sample_folder)]
+    folders += [Path(sample_folder, f"draw_{draw}") for draw in range(1, DRAWS)]
+    training = {image.tobytes() for image in as_bytes(images).numpy()}
+    distances = []
+    copies = 0
+    for folder in folders:
+        samples = read_folder(folder)
+        if len(samples) != SAMPLES:
+            raise ValueError(f"{folder} holds {len(samples)} PNG files, expected {SAMPLES}")
+        copies += sum(image.tobytes() in training for image in as_bytes(samples).numpy())
+        distances.append(frechet_distance(real, extract(samples, features)))
+    mean = float(np.mean(distances))
+    found = yardsticks(images, features)
+    return {
+        "FID": mean,
+        f"FID_{features}": mean,
+        "score": 100 - mean,
+        "deviation": float(np.std(distances, ddof=1)),
+        **found._asdict(),
+        "limit": worst_figure(found),
+        "copies": copies,
+        "samples": DRAWS * SAMPLES,
+        "draws": DRAWS,
+    }
+
+
+def print_sensitivity(train_folder, holdout_folder, features):
+    print(f"FID and its multiple of the memoriser's floor F, {features} features")
+    rows = sensitivity(train_folder, holdout_folder, features)
+    if rows[0].multiple is None:
+        print("F is 0, since all training images are the same: there are no multiples of it")
+    for row in rows:
+        multiple = "" if row.multiple is None else f"{row.multiple:.2f} F"
+        print(f"{row.fid:8.1f} {multiple:>8}   {row.change} {row.strength}")
 
 
 def main(arguments=None):
@@ -278,19 +511,24 @@ def main(arguments=None):
     parser.add_argument("fake", nargs="?", help="folder of images to judge")
     parser.add_argument("--features", default="auto", help=f"one of {', '.join(FEATURES)}")
     parser.add_argument("--sensitivity", action="store_true", help="what changes of REAL cost")
+    parser.add_argument("--draws", action="store_true", help="the ten sets of the grader in FAKE")
     options = parser.parse_args(arguments)
     try:
-        if options.sensitivity:
-            both = ("imagenet", "inception")[: 1 + inception_weights_path().is_file()]
-            for name in both if options.features == "auto" else [choose_features(options.features)]:
-                print(f"FID and its multiple of the memoriser's floor F, {name} features")
-                for row in sensitivity(options.real, options.fake, name):
-                    print("{3:8.1f} {4:6.2f} F   {0} {1}".format(*row))
+        if options.sensitivity and options.features == "auto":
+            print_sensitivity(options.real, options.fake, "imagenet")
+            if inception_weights_path().is_file():
+                print_sensitivity(options.real, options.fake, "inception")
+        elif options.sensitivity:
+            print_sensitivity(options.real, options.fake, choose_features(options.features))
         elif options.fake is None:
             raise ValueError("give two folders, the real images and the ones to judge")
+        elif options.draws:
+            features = choose_features(options.features)
+            for key, value in judge_draws(options.real, options.fake, features).items():
+                print(f"{key},{value}")
         else:
-            name = choose_features(options.features)
-            print(f"FID {fid(options.real, options.fake, name):.4f} ({name} features)")
+            features = choose_features(options.features)
+            print(f"FID {fid(options.real, options.fake, features):.4f} ({features} features)")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 
