@@ -26,7 +26,7 @@ from torch import nn
 SIZE = 32  # height and width of an image, in pixels
 WAVES = 96  # through which the decoder sees z
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
-MAX_BYTES = 100_000_000  # of a weights file, unpacked; ours hold about one million
+MAX_BYTES = 20_000_000  # of a weights file, unpacked: ten times what our largest needs
 
 Losses = namedtuple("Losses", "loss reconstruction kl")  # −ELBO and its two terms, nats per image
 
@@ -48,10 +48,15 @@ def read_image(path):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels does not look at
         with Image.open(path, formats=["PNG"]) as image:
+            sixteen_bit = image.mode.startswith("I")  # which convert("L") would clip
+            if sixteen_bit and "transparency" in image.info:
+                raise ValueError("it has a transparent grey: flatten it")
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("it has transparent pixels, which are no grey: flatten it")
-            sixteen_bit = image.mode.startswith("I")  # which convert("L") would clip
             pixels = np.array(image if sixteen_bit else image.convert("L"), dtype=np.float32)
+        if sixteen_bit and 0 < pixels.max() < 4096:
+            dark = f"its 16-bit values end at {pixels.max():.0f}, which is nearly black"
+            raise ValueError(f"{dark}: multiply 12-bit values by 16")
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
     return torch.from_numpy(pixels / (65535 if sixteen_bit else 255)).unsqueeze(0)
@@ -206,11 +211,11 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
 
     ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
     """
-    if images.shape[1:] != (1, SIZE, SIZE) or not ((images >= 0) & (images <= 1)).all():
+    n = len(images)
+    if images.shape != (n, 1, SIZE, SIZE) or n == 0 or not ((images >= 0) & (images <= 1)).all():
         raise ValueError(f"images {tuple(images.shape)}: expected (N, 1, {SIZE}, {SIZE}) in [0, 1]")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
-    n = len(images)
     steps = epochs * math.ceil(n / batch_size)
     generator = torch.Generator(images.device).manual_seed(seed)
     optimiser = torch.optim.Adam(
@@ -229,7 +234,8 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
     for epoch in range(epochs):
         kl_weight = 2.5 ** max(0, 1 - epoch / (0.3 * epochs))  # falls from 2.5 to 1
         sums = torch.zeros(2)
-        for x in images[torch.randperm(n, generator=generator)].split(batch_size):
+        order = torch.randperm(n, generator=generator, device=images.device)
+        for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, D) each
             z = vae.latent(mu, logvar, generator)  # (B, D)
             z = torch.cat([z, 2 * mu - z])  # (2B, D), each with its mirror image
@@ -285,8 +291,9 @@ def read_state(path):
             if archive.testzip():
                 raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(value.isfinite().all() for value in state.values()):
-            raise ValueError("a value is not finite")
+        for name, value in state.items():
+            if 4 * value.numel() > MAX_BYTES or not value.isfinite().all():
+                raise ValueError(f"{name} is too large, or holds a value that is not finite")
     except Exception as error:  # whatever a damaged or foreign file brings about
         raise ValueError(f"{path} cannot be used, export it again: {error}") from error
     return state
@@ -294,18 +301,22 @@ def read_state(path):
 
 def load(folder="."):
     """The VAE of the three files that `save` wrote, of whatever sizes; ValueError names a file that
-    is damaged or of another model."""
-    encoder, latent, decoder = (read_state(Path(folder, name)) for name in WEIGHTS)
+    is damaged, or of another model than the others."""
+    states = {name: read_state(Path(folder, name)) for name in WEIGHTS}
+    path = Path(folder, "decoder.pth")
     try:
-        latent_dim = len(latent["prior_mu"])
-        hidden = len(decoder["net.0.bias"])
+        latent_dim = states["decoder.pth"]["frequencies"].shape[0]
+        hidden = states["decoder.pth"]["net.4.weight"].shape[1]
         vae = VAE(torch.zeros(2, 1, SIZE, SIZE), latent_dim, hidden)
-        vae.encoder.load_state_dict(encoder)
-        vae.latent.load_state_dict(latent)
-        vae.decoder.load_state_dict(decoder)
-    except (KeyError, TypeError, RuntimeError) as error:
-        what = "the .pth files are not of one such VAE"
-        raise ValueError(f"{folder}: {what}, export them again: {error}") from error
+        for name, state in states.items():
+            path = Path(folder, name)
+            for key, value in state.items():
+                if value.dtype != torch.float32:
+                    raise TypeError(f"{key} is {value.dtype}, expected torch.float32")
+            getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
+    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+        what = "the .pth files are not of one VAE, export them again"
+        raise ValueError(f"{what}: {path}: {error}") from error
     return vae.eval()
 
 

@@ -70,7 +70,9 @@ def pixels(images, features=None):
 
 
 def random_images(n, seed=0):
-    return torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
+    """Noise in 8 bits, (n, 1, 32, 32)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(256, (n, 1, 32, 32), generator=generator) / 255
 
 
 def write_images(images, folder):

@@ -485,12 +485,19 @@ class TrainTest(unittest.TestCase):
         class Convolutional(nn.Module):
             def __init__(self):
                 super().__init__()
-                self.conv = nn.Conv2d(1, 8, 4, stride=4)  # 32x32 => 8x8
-                self.head = nn.Linear(8 * 8 * 8, 2)
+                self.net = nn.Sequential(
+                    nn.Conv2d(1, 8, 4, 2, 1),  # 32x32 => 16x16
+                    nn.SiLU(),
+                    nn.Conv2d(8, 16, 4, 2, 1),  # 16x16 => 8x8
+                    nn.SiLU(),
+                    nn.Flatten(),
+                    nn.Linear(16 * 8 * 8, 128),
+                    nn.SiLU(),
+                    nn.Linear(128, 2),
+                )
 
             def forward(self, x):
-                features = nn.functional.silu(self.conv(x)).flatten(1)  # (N, 512)
-                mu, logvar = self.head(features).chunk(2, dim=1)
+                mu, logvar = self.net(x).chunk(2, dim=1)
                 return mu, logvar
 
         images = spots()
@@ -499,7 +506,7 @@ class TrainTest(unittest.TestCase):
             torch.manual_seed(0)
             vae.encoder = Convolutional()
         before = weights(vae.encoder)
-        first, *_, last = train(vae, images, 300)
+        first, *_, last = train(vae, images, 400)
         self.assertLess(last.loss, 0.6 * first.loss)
         self.assertFalse(torch.equal(before, weights(vae.encoder)))
         self.assertEqual(vae.reconstruct(images).shape, (20, 1, 32, 32))
@@ -633,9 +640,6 @@ class ImagesTest(unittest.TestCase):
                 "transparent",
             ),
             ("12 bits in 16", png(TWELVE, depth=16), "16.bit.*3968"),
-            ("a row lost", png(SHADES, rows=31), ""),
-            ("all rows but one lost", png(SHADES, rows=1), ""),
-            ("a row lost, 16 bits", png(DEEP, depth=16, rows=31), ""),
             ("a flipped bit", bytes(flipped), ""),
             ("end lost", SOUND[:-20], ""),
             ("empty", b"", ""),

@@ -169,7 +169,8 @@ TABLE = {
         ("gradients pile up", "optimiser.zero_grad()\n", "pass\n"),
         ("no step", "optimiser.step()\n", "pass\n"),
         ("rate does not fall", "schedule.step()\n", "pass\n"),
-        ("encoder frozen", '"params": vae.encoder.parameters()', '"params": vae.latent.buffers()'),
+        ("encoder frozen", '"lr": 0.2 * learning_rate', '"lr": 0 * learning_rate'),
+        ("decoder frozen", '"lr": learning_rate,', '"lr": 0 * learning_rate,'),
         ("divergence not told", "if not math.isfinite(reconstruction + kl):", "if False:"),
         ("range of pixels unchecked", "not ((images >= 0) & (images <= 1)).all()", "False"),
         # images
