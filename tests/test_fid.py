@@ -401,8 +401,8 @@ class FidTest(unittest.TestCase):
         self.assertIn("no holdout images", fid.to_markdown(without))
 
     def test_nearest_images_and_what_is_copied(self):
-        images = torch.zeros(30, 1, 32, 32)
-        images.flatten(1)[torch.arange(30), torch.arange(30)] = 1  # √2 from each other
+        images = torch.full((30, 1, 32, 32), 0.3)
+        images.flatten(1)[torch.arange(30), torch.arange(30)] = 1  # 0.99 from each other
         samples = images[[7, 7, 3, 20]].clone()
         samples[2, 0, 31] += 0.1  # 32 pixels: 0.57 away
         samples[3, 0, 31] += 0.5  # 2.83 away

@@ -61,6 +61,7 @@ class FigureTest(unittest.TestCase):
     def setUp(self):
         self.enterContext(warnings.catch_warnings())
         warnings.simplefilter("error")
+        warnings.simplefilter("default", DeprecationWarning)  # inside matplotlib 3.9
 
     def test_image_grid(self):
         images = torch.rand(7, 1, 32, 32, generator=seeded(0))

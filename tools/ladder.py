@@ -29,7 +29,7 @@ class Options:
     latent_dim: int = 20
     encoder_rate: float = 1e-3
     decoder_rate: float = 1e-3
-    second_beta: float = 0.999  # of Adam
+    second_beta: float = 0.999  # of Adam, for the decoder
     encoder_schedule: str = "constant"  # of SCHEDULES, as the next one
     decoder_schedule: str = "constant"
     pairs: bool = False  # each draw z comes with 2 mu − z
@@ -45,7 +45,8 @@ class Options:
 
 SCHEDULES = {  # the share of the first rate that is left, by the share of the steps done
     "constant": lambda done: 1.0,
-    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+    "cosine": vae_lib.cosine,
+    "cosine to half-time": lambda done: max(0.01, vae_lib.cosine(2 * done)),
 }
 COSINE = {"encoder_schedule": "cosine", "decoder_schedule": "cosine"}
 
@@ -59,7 +60,10 @@ CHANGES = [  # a row each: what is changed, to what
     ("SiLU, two hidden layers in the decoder, 192 wide", {"own_layers": True}),
     ("outputs that reach black and white", {"stretched": True}),
     ("the decoder's rate 5e-3, the encoder's stays at a fifth of it", {"decoder_rate": 5e-3}),
+    ("Adam averages the decoder's squared gradients over 100 steps", {"second_beta": 0.99}),
+    ("each draw comes with its mirror image", {"pairs": True}),
     ("the KL weight falls from 2.5 to 1", {"first_kl_weight": 2.5}),
+    ("the encoder is almost done by half-time", {"encoder_schedule": "cosine to half-time"}),
 ]
 OURS = TEXTBOOK
 for _, change in CHANGES:
@@ -68,6 +72,7 @@ for _, change in CHANGES:
 CONTROLS = {
     "encoder frozen at its start": replace(OURS, frozen_encoder=True),
     "KL weight 1 throughout": replace(OURS, first_kl_weight=1.0),
+    "one draw a step": replace(OURS, pairs=False),
     "two latent dimensions": replace(OURS, latent_dim=2),
     "eight latent dimensions": replace(OURS, latent_dim=8),
     "head start: the order of scipy's optimal leaf ordering": replace(
@@ -175,9 +180,12 @@ def train(vae, images, epochs, options, seed):
     optimiser = torch.optim.Adam(
         [
             {"params": vae.encoder.parameters(), "lr": options.encoder_rate},
-            {"params": vae.decoder.parameters(), "lr": options.decoder_rate},
-        ],
-        betas=(0.9, options.second_beta),
+            {
+                "params": vae.decoder.parameters(),
+                "lr": options.decoder_rate,
+                "betas": (0.9, options.second_beta),
+            },
+        ]
     )
     encoder_share = SCHEDULES[options.encoder_schedule]
     decoder_share = SCHEDULES[options.decoder_schedule]
@@ -191,11 +199,12 @@ def train(vae, images, epochs, options, seed):
         x = images[torch.randperm(len(images), generator=generator)]
         mu, logvar = vae.encoder(x)  # (N, D) each
         z = vae.latent(mu, logvar, generator)  # (N, D)
-        reconstruction = vae_lib.reconstruction_loss(x, vae.decoder(z)).mean()
+        copies = 1
         if options.pairs:
-            mirrored = vae.decoder(2 * mu - z)
-            second = vae_lib.reconstruction_loss(x, mirrored).mean()
-            reconstruction = (reconstruction + second) / 2
+            z = torch.cat([z, 2 * mu - z])  # (2N, D)
+            copies = 2
+        target = x.repeat(copies, 1, 1, 1)
+        reconstruction = vae_lib.reconstruction_loss(target, vae.decoder(z)).mean()
         kl = vae_lib.kl_divergence(mu, logvar).sum(1).mean()
         loss = reconstruction + weight * kl
         optimiser.zero_grad()

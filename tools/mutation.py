@@ -159,11 +159,11 @@ TABLE = {
         ),
         ("batch size ignored", ".split(batch_size):", ".split(100):"),
         ("mean over batches", "* (len(x) / n)", "/ math.ceil(n / batch_size)"),
-        ("never shuffled", "images[torch.randperm(n, generator=generator)]", "images"),
+        ("never shuffled", "in images[order].split", "in images.split"),
         (
             "images left out by chance",
-            "torch.randperm(n, generator=generator)",
-            "torch.randint(n, (n,), generator=generator)",
+            "torch.randperm(n, generator",
+            "torch.randint(n, (n,), generator",
         ),
         ("training's seed ignored", "(images.device).manual_seed(seed)", "(images.device)"),
         ("gradients pile up", "optimiser.zero_grad()\n", "pass\n"),
@@ -197,7 +197,7 @@ TABLE = {
         ("pickles executed", "weights_only=True", "weights_only=False"),
         ("flipped bits let in", "if archive.testzip():", "if False:"),
         ("NaN let in", "value.isfinite().all()", "True"),
-        ("any size unpacked", "> MAX_BYTES:", "> math.inf:"),
+        ("any size unpacked", "archive.infolist()) > MAX_BYTES", "archive.infolist()) > math.inf"),
         (
             "damaged file not named",
             "except Exception as error:  # whatever",
@@ -215,22 +215,31 @@ TABLE = {
             "Path(part, name).replace(Path(folder, name))",
             'Path(part, name).replace(Path(folder, name + ".new"))',
         ),
-        ("hidden not from the files", 'hidden = len(decoder["net.0.bias"])', "hidden = None"),
-        ("dimensions not from the files", 'latent_dim = len(latent["prior_mu"])', "latent_dim = 1"),
         (
-            "encoder left as it started",
-            "vae.encoder.load_state_dict(encoder",
-            "dict(encoder=encoder",
+            "hidden not from the files",
+            'hidden = states["decoder.pth"]["net.4.weight"].shape[1]',
+            "hidden = None",
         ),
-        ("prior left as it started", "vae.latent.load_state_dict(latent", "dict(latent=latent"),
         (
-            "decoder left as it started",
-            "vae.decoder.load_state_dict(decoder",
-            "dict(decoder=decoder",
+            "dimensions not from the files",
+            'latent_dim = states["decoder.pth"]["frequencies"].shape[0]',
+            "latent_dim = 1",
         ),
+        (
+            "modules left as they started",
+            'getattr(vae, name.removesuffix(".pth")).load_state_dict(state)',
+            "pass",
+        ),
+        (
+            "prior left as it started",
+            "for name, state in states.items():\n            path",
+            'for name, state in states.items():\n            if name == "latent.pth":\n'
+            "                continue\n            path",
+        ),
+        ("other types of numbers let in", "if value.dtype != torch.float32:", "if False:"),
         (
             "other model's file not named",
-            "except (KeyError, TypeError, RuntimeError)",
+            "except (KeyError, IndexError, TypeError, AttributeError, RuntimeError)",
             "except KeyError",
         ),
         ("left in training mode", "return vae.eval()", "return vae"),
@@ -438,7 +447,45 @@ TABLE = {
         ),
     ],
     # The text is looked for, and replaced, in the sources of the code cells.
-    ("assignment_09.ipynb", "test_notebook"): [],
+    ("assignment_09.ipynb", "test_notebook"): [
+        (
+            "holdout is the training images",
+            "load_images(holdout_folder)",
+            "load_images(train_folder)",
+        ),
+        ("needs a holdout", " if os.path.isdir(holdout_folder) else None", ""),
+        ("output folder ignored", 'os.environ.get("VAE_OUTPUT", ".")', '"."'),
+        ("dimensions ignored", "latent_dim, seed=seed)  # so that", "seed=seed)  # so that"),
+        ("weights not saved", "vae_lib.save(vae, output_folder)", "pass"),
+        ("last loss only", "history.append(losses)", "history = [losses]"),
+        ("a stop ends it all", "except KeyboardInterrupt:", "except ValueError:"),
+        ("mean image is a mean grey", "(images, images.mean(0))", "(images, images.mean())"),
+        ("−ELBO without KL", "ours = kl + vae_lib", "ours = vae_lib"),
+        (
+            "samples are independent",
+            'samples = vae.sample(100, "latin", seed)',
+            'samples = vae.sample(100, "iid", seed)',
+        ),
+        (
+            "FID of reconstructions",
+            "evaluator.extract(samples, features))",
+            "evaluator.extract(vae.reconstruct(images), features))",
+        ),
+        (
+            "FID is the floor",
+            '"result.csv"), fid,',
+            '"result.csv"), evaluator.memoriser_floor(real)[0],',
+        ),
+        ("card of one draw", "vae.sample(100, method, 1000 + k)", "vae.sample(100, method, 1000)"),
+        ("card: images as reconstructions", "draws, vae.reconstruct(images),", "draws, images,"),
+        ("losses off by one", "fid, history, features)", "fid, history[1:], features)"),
+        (
+            "picture in another order",
+            "plots.save_grid(samples,",
+            "plots.save_grid(samples.flip(0),",
+        ),
+        ("exports what it has not trained", "if history:\n    again", "if True:\n    again"),
+    ],
 }
 FAULTS = [Fault(*key, *row) for key, rows in TABLE.items() for row in rows]
 
