@@ -286,8 +286,11 @@ def read_state(path):
     tensors. Nothing in the file is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            if sum(sizes.values()) > MAX_BYTES:
                 raise ValueError(f"it unpacks to over {MAX_BYTES:,} bytes")
+            if any(size > 100_000 for name, size in sizes.items() if name.endswith(".pkl")):
+                raise ValueError("its list of tensors is far too long")
             if archive.testzip():
                 raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -307,6 +310,8 @@ def load(folder="."):
     try:
         latent_dim = states["decoder.pth"]["frequencies"].shape[0]
         hidden = states["decoder.pth"]["net.4.weight"].shape[1]
+        if states["encoder.pth"]["net.3.weight"].shape != (2 * latent_dim, hidden):
+            raise TypeError("its sizes are not those of encoder.pth")
         vae = VAE(torch.zeros(2, 1, SIZE, SIZE), latent_dim, hidden)
         for name, state in states.items():
             path = Path(folder, name)

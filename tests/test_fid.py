@@ -175,6 +175,8 @@ class FidTest(unittest.TestCase):
             cases[f"flipped bit {bit}"][bit // 8] ^= 1 << bit % 8
         for read in (fid.read_png, lambda path: (255 * vae_lib.read_image(path)[0]).round()):
             for kind, data in cases.items():
+                if "rows of" in kind and read is not fid.read_png:
+                    continue  # the evaluator alone counts rows; the library shows them as black
                 path.write_bytes(data)
                 with self.subTest(kind, read=read):
                     try:

@@ -136,7 +136,8 @@ def samples(options):
         if name != "digits":
             worst = max(figures(name, "excess"))
             bounds.append((f"{name}: excess over the best decoder's, worst", worst, 0.3))
-    bounds.append(("text: −ELBO, worst", max(figures("text", "loss")), 5.8))
+    if "text" in RUNS:
+        bounds.append(("text: −ELBO, worst", max(figures("text", "loss")), 5.8))
 
     losses_header = ["subject", "runs", "−ELBO", "best decoder's", "excess", "mean image"]
     losses_header += ["neighbours", "any two", "seconds"]
