@@ -99,8 +99,10 @@ class BrowserTest(unittest.TestCase):
             value = int(slider.input_value())
             self.assertTrue(low <= value <= high, f"{value}: expected {low} to {high}")
             shown = Image.open(io.BytesIO(picture.screenshot())).convert("L")
-            frame = Image.fromarray(frames[value]).resize(shown.size, Image.Resampling.NEAREST)
-            self.assertLess(np.mean(ImageChops.difference(shown, frame)), 8, f"frame {value}")
+            small = (60, 60 * shown.height // shown.width)  # a pixel's shift makes no difference
+            frame = Image.fromarray(frames[value]).resize(small, Image.Resampling.BOX)
+            difference = ImageChops.difference(shown.resize(small, Image.Resampling.BOX), frame)
+            self.assertLess(np.mean(difference), 8, f"frame {value}")
             seen.add(shown.tobytes())
 
         keys = ("Home", 1, 0), ("ArrowRight", 4, 4), ("ArrowLeft", 2, 2), ("End", 1, last)

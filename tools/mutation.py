@@ -197,7 +197,7 @@ TABLE = {
         ("pickles executed", "weights_only=True", "weights_only=False"),
         ("flipped bits let in", "if archive.testzip():", "if False:"),
         ("NaN let in", "value.isfinite().all()", "True"),
-        ("any size unpacked", "sum(sizes.values()) > MAX_BYTES", "archive.infolist()) > math.inf"),
+        ("any size unpacked", "sum(sizes.values()) > MAX_BYTES", "sum(sizes.values()) > math.inf"),
         (
             "damaged file not named",
             "except Exception as error:  # whatever",
@@ -477,7 +477,7 @@ TABLE = {
             '"result.csv"), evaluator.memoriser_floor(real)[0],',
         ),
         ("card of one draw", "vae.sample(100, method, 1000 + k)", "vae.sample(100, method, 1000)"),
-        ("card: images as reconstructions", "sets, vae.reconstruct(images),", "draws, images,"),
+        ("card: images as reconstructions", "sets, vae.reconstruct(images),", "sets, images,"),
         ("losses off by one", "fid, history, features)", "fid, history[1:], features)"),
         (
             "picture in another order",
