@@ -36,11 +36,11 @@ CONTRAST = """() => {
   const low = texts.filter((e) => Math.max(ratio(e), 1 / ratio(e)) < 4.5);
   return [texts.length > 500, low.map((e) => e.innerText)];
 }"""
-# What is wider than its place: cut off, or to be scrolled though it is neither code nor a table
 # Two frames later what was asked for is on the screen.
 PAINTED = """() => new Promise((done) => {
     requestAnimationFrame(() => requestAnimationFrame(done));
 })"""
+# What is wider than its place: cut off, or to be scrolled though it is neither code nor a table
 TOO_WIDE = """() => [...document.querySelectorAll("*")].filter((e) => {
   const flow = getComputedStyle(e).overflowX, scrolls = e.closest(".cm-editor, table, .highlight");
   return e.scrollWidth > e.clientWidth + 1 && e.checkVisibility() && (flow === "hidden"
@@ -85,8 +85,8 @@ class BrowserTest(unittest.TestCase):
         if SCREENSHOTS:
             self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png", **options)
 
-    def check_slider(self, name):
-        """Keys and mouse choose frames of the sheet, and just these are seen."""
+    def check_slider(self, name, different=5):
+        """Keys and mouse choose frames of the sheet, and just these are seen; so many differ."""
         picture = self.page.locator(f"#{name}")
         slider = self.page.locator(f"#{name} + label input")
         picture.scroll_into_view_if_needed()
@@ -118,8 +118,7 @@ class BrowserTest(unittest.TestCase):
             check(value, value)
         slider.click()  # in its middle
         check(0.4 * last, 0.6 * last)
-        # training stopped by hand soon after its start may have frames that are alike
-        self.assertGreater(len(seen), 2, "pictures that differ")
+        self.assertGreaterEqual(len(seen), different, "pictures that differ")
 
 
 class PageTest(BrowserTest):
@@ -215,7 +214,8 @@ class LabTest(BrowserTest):
         self.assertEqual(page.locator('[data-mime-type*="err"]').all_text_contents(), [])
         self.assertIn((self.work / "result.csv").read_text().count("loss,"), range(1, 20_000))
         for name in ("film", "line"):
-            self.check_slider(name)
+            # frames of a training stopped soon after its start may be alike
+            self.check_slider(name, different=3)
         handle, image = page.locator(".noUi-handle"), page.locator("img.widget-image")
         for key in ("ArrowLeft", "End", "Home"):
             before = image.screenshot()
