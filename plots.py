@@ -82,6 +82,13 @@ def show(figure, alt, handle=None):
         handle.update(picture)
 
 
+def show_rows(rows, alt, width=6.0):
+    """Display rows of images, {label: (N, 1, H, W)}, with the text alternative `alt`."""
+    images = torch.cat(list(rows.values()))
+    columns = len(images) // len(rows)
+    show(image_grid(images, columns, list(rows), width), alt)
+
+
 class LiveLosses:
     """The losses of a training run of so many `epochs`, drawn below the cell while it runs."""
 
@@ -106,24 +113,25 @@ class LiveLosses:
 
 
 class Film:
-    """Training as a film: about 48 moments, the early ones close together, of what the decoder
-    makes of fixed `points` of the prior (M, D), and of the posteriors of `images`."""
+    """The training of `vae` on `images` for so many `epochs` as a film: about 48 moments, the early
+    ones close together, of what it makes of 36 draws from the prior, and of the posteriors."""
 
-    def __init__(self, images, epochs, points):
+    def __init__(self, vae, images, epochs):
+        self.vae = vae
         self.images = images
-        self.points = points.to(images.device)
+        self.points = vae.latent.sample(36).sort(0).values  # (36, D)
         shares = np.linspace(0, 1, FRAMES) ** 3  # of the epochs
         self.chosen = set((epochs * shares).round().clip(1).astype(int))
         self.epoch = 0
         self.moments = []
 
     @torch.no_grad()
-    def record(self, vae, losses):
+    def record(self, losses):
         """Call this after each epoch; `losses` are the epoch's."""
         self.epoch += 1
         if self.epoch in self.chosen:
-            decoded = vae.decoder(self.points).cpu()  # (M, 1, 32, 32)
-            mu, logvar = vae.encoder(self.images)  # (N, D) each
+            decoded = self.vae.decoder(self.points).cpu()  # (36, 1, 32, 32)
+            mu, logvar = self.vae.encoder(self.images)  # (N, D) each
             moment = Moment(self.epoch, losses.loss, decoded, mu.cpu(), logvar.cpu())
             self.moments.append(moment)
 

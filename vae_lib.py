@@ -31,37 +31,6 @@ MAX_BYTES = 20_000_000  # of a weights file, unpacked: ten times what our larges
 Losses = namedtuple("Losses", "loss reconstruction kl")  # −ELBO and its two terms, nats per image
 
 
-def load_images(folder):
-    """All PNG files of a folder in name order, (N, 1, 32, 32) float32 in [0, 1]."""
-    paths = [path for path in Path(folder).glob("[!.]*") if path.suffix.lower() == ".png"]
-    paths = sorted(path for path in paths if path.is_file())
-    if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} PNG files: put two or more images there")
-    return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
-
-
-def read_image(path):
-    """One PNG file as grey, (1, 32, 32) float32 in [0, 1]; ValueError if it cannot be used."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:  # reads the header only
-            if image.size != (SIZE, SIZE):
-                raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
-            image.verify()  # the checksums, which reading the pixels does not look at
-        with Image.open(path, formats=["PNG"]) as image:
-            sixteen_bit = image.mode.startswith("I")  # which convert("L") would clip
-            if sixteen_bit and "transparency" in image.info:
-                raise ValueError("it has a transparent grey: flatten it")
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, which are no grey: flatten it")
-            pixels = np.array(image if sixteen_bit else image.convert("L"), dtype=np.float32)
-        if sixteen_bit and 0 < pixels.max() < 4096:
-            dark = f"its 16-bit values end at {pixels.max():.0f}, which is nearly black"
-            raise ValueError(f"{dark}: multiply 12-bit values by 16")
-    except Exception as error:  # Pillow has no common type for what damaged files raise
-        raise ValueError(f"{path} cannot be used: {error}") from error
-    return torch.from_numpy(pixels / (65535 if sixteen_bit else 255)).unsqueeze(0)
-
-
 class Encoder(nn.Module):
     """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, D)."""
 
@@ -108,6 +77,14 @@ class Latent(nn.Module):
         else:
             raise ValueError(f"unknown method {method!r}: choose 'latin' or 'iid'")
         return self.prior_mu + torch.exp(0.5 * self.prior_logvar) * epsilon.to(self.prior_mu)
+
+    def line(self, n, low=0.0, high=1.0):
+        """n points (n, D) along the first dimension, each in the middle of an equal share of the
+        prior from its quantile `low` to `high`; in the others they are at the prior's mean."""
+        share = low + (high - low) * (torch.arange(n) + 0.5) / n  # (n,)
+        z = self.prior_mu.repeat(n, 1)  # (n, D)
+        z[:, 0] += torch.exp(0.5 * self.prior_logvar[0]) * torch.special.ndtri(share).to(z)
+        return z
 
 
 class Decoder(nn.Module):
@@ -188,6 +165,24 @@ def kl_divergence(mu, logvar):
     return -0.5 * (1 + logvar - logvar.exp() - mu.square())
 
 
+def log_densities(z, mu, logvar):
+    """log q(z|x) at each z (M, D), of each posterior, mu and logvar (N, D): (M, N)."""
+    posteriors = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
+    return posteriors.log_prob(z.unsqueeze(1)).sum(2)
+
+
+def aggregate_kl(z, mu, logvar):
+    """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the average of all posteriors, mu and logvar
+    (N, D), estimated from draws of it, z (M, D).
+
+    The mean of the KL terms is this plus what z tells about which image it came from (Hoffman &
+    Johnson 2016, "ELBO surgery").
+    """
+    log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
+    log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
+    return (log_q - log_p).mean()
+
+
 def best_decoder(z, mu, logvar, images):
     """What the best of all decoders makes of z (M, D): (M, 1, 32, 32).
 
@@ -195,15 +190,28 @@ def best_decoder(z, mu, logvar, images):
     posterior, mu and logvar (N, D). With these posteriors no decoder has a lower −ELBO (Fyffe 2019,
     arxiv.org/abs/1912.10309).
     """
-    posteriors = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
-    log_density = posteriors.log_prob(z.unsqueeze(1)).sum(2)  # (M, N)
-    weights = log_density.softmax(dim=1)  # (M, N)
+    weights = log_densities(z, mu, logvar).softmax(dim=1)  # (M, N)
     return (weights @ images.flatten(1)).unflatten(1, (1, SIZE, SIZE))
 
 
+@torch.no_grad()
+def negative_elbo(vae, images, decode=None, draws=100, seed=0):
+    """The `Losses` of images (N, 1, 32, 32) without training on them, with `draws` draws of z for
+    each. A function `decode`, z (N, D) -> (N, 1, 32, 32), may take the place of the decoder."""
+    decode = decode or vae.decoder
+    generator = torch.Generator(images.device).manual_seed(seed)
+    mu, logvar = vae.encoder(images)  # (N, D) each
+    kl = kl_divergence(mu, logvar).sum(1).mean().item()
+    reconstruction = 0.0
+    for _ in range(draws):
+        z = vae.latent(mu, logvar, generator)  # (N, D)
+        reconstruction += reconstruction_loss(images, decode(z)).mean().item() / draws
+    return Losses(reconstruction + kl, reconstruction, kl)
+
+
 def cosine(done):
-    """The share of a learning rate that is left: from 1 at `done` 0 to 0 at `done` 1 and after."""
-    return 0.5 + 0.5 * math.cos(math.pi * min(1, done))
+    """Half a cosine wave: from 1 at `done` 0 to 0 at `done` 1, and constant before and after."""
+    return 0.5 + 0.5 * math.cos(math.pi * min(1, max(0, done)))
 
 
 def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
@@ -216,19 +224,18 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
         raise ValueError(f"images {tuple(images.shape)}: expected (N, 1, {SIZE}, {SIZE}) in [0, 1]")
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
-    steps = epochs * math.ceil(n / batch_size)
     generator = torch.Generator(images.device).manual_seed(seed)
     optimiser = torch.optim.Adam(
         [
             {"params": vae.encoder.parameters(), "lr": 0.2 * learning_rate},
-            {"params": vae.decoder.parameters(), "lr": learning_rate, "betas": (0.9, 0.99)},
+            {"params": vae.decoder.parameters(), "lr": learning_rate, "betas": (0.9, 0.95)},
         ]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         [
-            lambda step: max(0.01, cosine(2 * step / steps)),  # the encoder is done by half-time
-            lambda step: cosine(step / steps),
+            lambda epoch: cosine(epoch / epochs / 0.6),  # the encoder settles first
+            lambda epoch: cosine((epoch / epochs - 0.6) / 0.4),  # and then the decoder
         ],
     )
     for epoch in range(epochs):
@@ -246,8 +253,8 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            schedule.step()
             sums += torch.stack([reconstruction, kl]).detach().cpu() * (len(x) / n)
+        schedule.step()
         reconstruction, kl = sums.tolist()
         if not math.isfinite(reconstruction + kl):
             raise FloatingPointError("the loss is not finite: try a lower learning_rate")
@@ -268,22 +275,55 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
     return log_p.logsumexp(1) - math.log(samples)
 
 
+# Images and files
+
+
+def load_images(folder):
+    """All PNG files of a folder in name order, (N, 1, 32, 32) float32 in [0, 1]."""
+    paths = [path for path in Path(folder).glob("[!.]*") if path.suffix.lower() == ".png"]
+    paths = sorted(path for path in paths if path.is_file())
+    if len(paths) < 2:
+        raise ValueError(f"{folder} holds {len(paths)} PNG files: put two or more images there")
+    return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
+
+
+def read_image(path):
+    """One PNG file as grey, (1, 32, 32) float32 in [0, 1]; ValueError if it cannot be used."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:  # reads the header only
+            if image.size != (SIZE, SIZE):
+                raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
+            image.verify()  # the checksums, which reading the pixels does not look at
+        with Image.open(path, formats=["PNG"]) as image:
+            sixteen_bit = image.mode.startswith("I")  # which convert("L") would clip
+            if sixteen_bit and "transparency" in image.info:
+                raise ValueError("it has a transparent grey: flatten it")
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("it has transparent pixels, which are no grey: flatten it")
+            pixels = np.array(image if sixteen_bit else image.convert("L"), dtype=np.float32)
+        if sixteen_bit and 0 < pixels.max() < 4096:
+            dark = f"its 16-bit values end at {pixels.max():.0f}, which is nearly black"
+            raise ValueError(f"{dark}: multiply 12-bit values by 16")
+    except Exception as error:  # Pillow has no common type for what damaged files raise
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    return torch.from_numpy(pixels / (65535 if sixteen_bit else 255)).unsqueeze(0)
+
+
 def save(vae, folder="."):
-    """Write encoder.pth, latent.pth and decoder.pth, state dictionaries. All three are written and
-    read back before the first takes the place of an older one."""
+    """Write encoder.pth, latent.pth and decoder.pth, state dictionaries. Older files stay until all
+    three new ones are written and read back."""
     with tempfile.TemporaryDirectory(prefix=".part", dir=folder) as part:
         for name in WEIGHTS:
             module = getattr(vae, name.removesuffix(".pth"))
             torch.save(module.state_dict(), Path(part, name))
-        for name in WEIGHTS:
             read_state(Path(part, name))
         for name in WEIGHTS:
             Path(part, name).replace(Path(folder, name))
 
 
 def read_state(path):
-    """The state dictionary in a file; ValueError if it is damaged or holds anything but finite
-    tensors. Nothing in the file is executed."""
+    """The state dictionary in a file; ValueError if it is damaged, too large or not finite. Nothing
+    in the file is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
@@ -294,34 +334,31 @@ def read_state(path):
             if archive.testzip():
                 raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-        for name, value in state.items():
-            if 4 * value.numel() > MAX_BYTES or not value.isfinite().all():
-                raise ValueError(f"{name} is too large, or holds a value that is not finite")
+        if any(4 * value.numel() > MAX_BYTES for value in state.values()):
+            raise ValueError("a tensor is too large")
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("it holds a value that is not finite")
     except Exception as error:  # whatever a damaged or foreign file brings about
         raise ValueError(f"{path} cannot be used, export it again: {error}") from error
     return state
 
 
 def load(folder="."):
-    """The VAE of the three files that `save` wrote, of whatever sizes; ValueError names a file that
-    is damaged, or of another model than the others."""
+    """The VAE of the three files that `save` wrote, whatever its sizes; ValueError if a file is
+    damaged, or if they are not of one VAE."""
     states = {name: read_state(Path(folder, name)) for name in WEIGHTS}
-    path = Path(folder, "decoder.pth")
     try:
-        latent_dim = states["decoder.pth"]["frequencies"].shape[0]
-        hidden = states["decoder.pth"]["net.4.weight"].shape[1]
-        if states["encoder.pth"]["net.3.weight"].shape != (2 * latent_dim, hidden):
-            raise TypeError("its sizes are not those of encoder.pth")
+        latent_dim = len(states["decoder.pth"]["frequencies"])
+        hidden = len(states["encoder.pth"]["net.1.bias"])
         vae = VAE(torch.zeros(2, 1, SIZE, SIZE), latent_dim, hidden)
         for name, state in states.items():
-            path = Path(folder, name)
             for key, value in state.items():
                 if value.dtype != torch.float32:
-                    raise TypeError(f"{key} is {value.dtype}, expected torch.float32")
+                    raise TypeError(f"{name}: {key} is {value.dtype}, expected torch.float32")
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
-    except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
-        what = "the .pth files are not of one VAE, export them again"
-        raise ValueError(f"{what}: {path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        what = "the .pth files are not of one VAE of this library, export them again"
+        raise ValueError(f"{folder}: {what} ({error})") from error
     return vae.eval()
 
 

@@ -194,7 +194,7 @@ def imagenet_network():
     check_weights(path, IMAGENET_SHA256)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def imagenet_features(images):
@@ -204,11 +204,12 @@ def imagenet_features(images):
     to three channels; a feature is the mean over positions of the last feature map.
     """
     network, features = imagenet_network(), []
-    for batch in as_bytes(images).split(5):  # (5, 1, 32, 32); larger ones spend time on memory
+    for batch in as_bytes(images).split(10):  # (10, 1, 32, 32); larger ones spend time on memory
         large = interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
-        x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (5, 3, 128, 128)
+        x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (10, 3, 128, 128)
+        x = x.contiguous(memory_format=torch.channels_last)  # a third faster
         with torch.inference_mode():
-            features.append(network.extract_features(x).mean((2, 3)))  # (5, 1280)
+            features.append(network.extract_features(x).mean((2, 3)))  # (10, 1280)
     return (IMAGENET_SCALE * torch.cat(features)).numpy()
 
 

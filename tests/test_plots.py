@@ -16,6 +16,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import plots
+import vae_lib
 
 Losses = namedtuple("Losses", "loss reconstruction kl")
 
@@ -28,6 +29,7 @@ def vae_with(mu, sigma):
     """A stand-in for a VAE: these posteriors (N, D) for any images, and images as grey as z[0]."""
     logvar = 2 * torch.log(sigma)
     return SimpleNamespace(
+        latent=vae_lib.Latent(mu.shape[1]),
         encoder=lambda images: (mu, logvar),
         decoder=lambda z: z[:, :1, None, None].expand(-1, 1, 32, 32).clamp(0, 1),
     )
@@ -35,10 +37,11 @@ def vae_with(mu, sigma):
 
 def film_of(epochs, n=3, dim=1):
     """A film of so many epochs, of a model that does not change."""
-    film = plots.Film(torch.zeros(n, 1, 32, 32), epochs, torch.rand(5, dim, generator=seeded(0)))
     mu = torch.linspace(-1, 1, n).unsqueeze(1).expand(n, dim)
+    vae = vae_with(mu, torch.full((n, dim), 0.1))
+    film = plots.Film(vae, torch.zeros(n, 1, 32, 32), epochs)
     for epoch in range(epochs):
-        film.record(vae_with(mu, torch.full((n, dim), 0.1)), Losses(30.0 - epoch, 20.0, 10.0))
+        film.record(Losses(30.0 - epoch, 20.0, 10.0))
     return film
 
 
@@ -74,6 +77,15 @@ class FigureTest(unittest.TestCase):
         self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["one", "two"])
         self.assertEqual(axes.images[0].get_clim(), (0, 1))
         self.assertEqual(figure.get_size_inches()[0], 5)
+
+    def test_rows(self):
+        images = torch.rand(6, 1, 32, 32, generator=seeded(0))
+        with mock.patch.object(plots, "show") as show:
+            plots.show_rows({"above": images[:3], "below": images[3:]}, "two rows of three")
+        figure, alt = show.call_args.args
+        expected = plots.image_grid(images, 3, ["above", "below"])
+        self.assertEqual(plots.to_png(figure), plots.to_png(expected))
+        self.assertEqual(alt, "two rows of three")
 
     def test_losses_and_their_means(self):
         losses = [Losses(30.0, 20.0, 10.0)] * 99 + [Losses(9.0, 5.0, 4.0)]
@@ -161,11 +173,12 @@ class FilmTest(unittest.TestCase):
     def test_bars_lie_where_the_posteriors_are(self):
         """Columns of the panel that are blue: three narrow posteriors part, three wide ones
         cover the middle of the prior."""
-        film = plots.Film(torch.zeros(3, 1, 32, 32), 2, torch.zeros(4, 1))
         same = torch.zeros(3, 1)
         apart = torch.tensor([[0.6745], [-0.6745], [0.0]])  # quarters of the prior, in disorder
-        film.record(vae_with(same, torch.ones(3, 1)), Losses(30.0, 20.0, 10.0))
-        film.record(vae_with(apart, torch.full((3, 1), 0.01)), Losses(30.0, 20.0, 10.0))
+        film = plots.Film(vae_with(same, torch.ones(3, 1)), torch.zeros(3, 1, 32, 32), 2)
+        film.record(Losses(30.0, 20.0, 10.0))
+        film.vae = vae_with(apart, torch.full((3, 1), 0.01))
+        film.record(Losses(30.0, 20.0, 10.0))
         data, _ = displayed(film.show)
         first, last = frames_of(data["text/html"]).astype(int)
         box = np.argwhere(np.abs(first - [0, 114, 178]).max(2) < 60)  # rows, columns of bars

@@ -25,6 +25,7 @@ import vae_lib
 from vae_lib import (
     VAE,
     Latent,
+    aggregate_kl,
     best_decoder,
     kl_divergence,
     load_images,
@@ -78,7 +79,7 @@ def fix_posterior(vae, scale, logvar):
 
 
 @torch.no_grad()
-def negative_elbo(vae, images, decode, draws=50):
+def reference_elbo(vae, images, decode, draws=50):
     """−ELBO in nats per image, by formulas other than the library's; z goes through `decode`."""
     mu, logvar = vae.encoder(images)
     posterior = Normal(mu, (logvar / 2).exp())
@@ -139,6 +140,28 @@ class MathsTest(unittest.TestCase):
                 with self.subTest(dim=dim, z=k):
                     assert_close(found[k].double(), average / total, rtol=1e-4, atol=1e-4)
 
+    def test_aggregate_kl(self):
+        """By quadrature in one dimension; 0 where the posteriors together are the prior."""
+        mu = torch.tensor([[-1.0], [-0.2], [1.5]])
+        logvar = torch.tensor([[-2.0], [-1.0], [0.0]])
+        posteriors = Normal(mu, (logvar / 2).exp())
+        grid = torch.linspace(-9, 9, 4001).unsqueeze(1)  # (4001, 1)
+        q = posteriors.log_prob(grid.T).exp().mean(0)  # (4001,)
+        log_ratio = q.log() - Normal(0, 1).log_prob(grid.flatten())
+        expected = torch.trapezoid(q * log_ratio, grid.flatten())
+        z = Latent(1)(mu.repeat(100_000, 1), logvar.repeat(100_000, 1), seeded(0))
+        self.assertAlmostEqual(aggregate_kl(z, mu, logvar).item(), expected.item(), delta=0.01)
+        z = torch.randn(50, 3, generator=seeded(0))
+        assert_close(aggregate_kl(z, torch.zeros(4, 3), torch.zeros(4, 3)), torch.tensor(0.0))
+
+    def test_aggregate_kl_is_the_mean_kl_less_the_information(self):
+        mu = torch.tensor([[-60.0, 5.0], [0.0, 0.0], [60.0, 5.0]])  # so far apart that z tells all
+        logvar = torch.tensor([[0.0, 1.0], [1.0, -1.0], [0.5, 0.0]])
+        z = Latent(2)(mu.repeat(20_000, 1), logvar.repeat(20_000, 1), seeded(0))
+        expected = kl_divergence(mu, logvar).sum(1).mean().item() - math.log(3)
+        found = aggregate_kl(z, mu, logvar).item()
+        self.assertAlmostEqual(found / expected, 1, delta=1e-3)
+
     def test_best_decoder_far_from_every_image(self):
         """There the widest posterior says which image it is, however small all densities are."""
         images = bars(3)
@@ -175,6 +198,25 @@ class MathsTest(unittest.TestCase):
             for step in (0.05, -0.05):
                 with self.subTest(change=name, step=step):
                     self.assertGreater(reconstruction(best + step * other), lowest)
+
+    def test_negative_elbo(self):
+        """Of its own decoder, and of one that is given; nothing is trained."""
+        images = noise(9)
+        vae = VAE(images, 2, hidden=16)
+        before = weights(vae)
+        for decode in (None, lambda z: torch.zeros(len(z), 1, 32, 32)):
+            found = vae_lib.negative_elbo(vae, images, decode, draws=300)
+            expected = reference_elbo(vae, images, decode or vae.decoder, draws=300)
+            self.assertAlmostEqual(found.loss, expected, delta=0.05)
+            self.assertAlmostEqual(found.loss, found.reconstruction + found.kl, places=5)
+        mu, logvar = vae.encoder(images)
+        kl = reference_kl(Normal(mu, (logvar / 2).exp()), Normal(0, 1)).sum().item() / 9
+        self.assertAlmostEqual(found.kl, kl, places=4)
+        self.assertTrue(torch.equal(weights(vae), before))
+        fix_posterior(vae, 1, 0.0)
+        seeds = [vae_lib.negative_elbo(vae, images, draws=1, seed=seed).loss for seed in (0, 0, 1)]
+        self.assertEqual(seeds[0], seeds[1])
+        self.assertNotEqual(seeds[0], seeds[2])
 
     def test_log_likelihood_by_quadrature(self):
         """The mean of p(x|z) over a grid's cells, which are equally likely by the prior."""
@@ -338,6 +380,17 @@ class PriorTest(unittest.TestCase):
         self.assertTrue(torch.equal(default, Latent(2).sample(9, "latin", 0)))
         self.assertRaisesRegex(ValueError, "'sobol'.*'latin'.*'iid'", Latent(2).sample, 5, "sobol")
 
+    def test_line(self):
+        """Middles of equal shares of the prior, along the first dimension alone."""
+        latent = Latent(2)
+        latent.prior_mu += torch.tensor([5.0, -5.0])
+        latent.prior_logvar += torch.tensor([math.log(4), math.log(9)])
+        z = latent.line(5)
+        assert_close(Normal(5, 2).cdf(z[:, 0]), torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+        assert_close(z[:, 1], torch.full((5,), -5.0))
+        part = Normal(5, 2).cdf(latent.line(2, 0.2, 0.3)[:, 0])
+        assert_close(part, torch.tensor([0.225, 0.275]))
+
     def test_samples_are_decoded_draws_from_the_stored_prior(self):
         vae = VAE(bars(), 2, hidden=16)
         vae.latent.prior_mu += torch.tensor([5.0, -5.0])
@@ -382,7 +435,7 @@ class TrainTest(unittest.TestCase):
         fix_posterior(vae, 1, 0.0)
         runs = [next(train(vae, images, 1, seed=s, learning_rate=0.0)) for s in range(100)]
         found = torch.tensor([epoch.loss for epoch in runs])  # (100,)
-        expected = negative_elbo(vae, images, vae.decoder, draws=400)
+        expected = reference_elbo(vae, images, vae.decoder, draws=400)
         error = found.std().item() / 10
         self.assertGreater(error, 0.001)
         self.assertLess(abs(found.mean().item() - expected), 5 * error)
@@ -543,7 +596,7 @@ class QualityTest(unittest.TestCase):
         cls.images = spots()
         cls.vae = VAE(cls.images)
         list(train(cls.vae, cls.images, 400))
-        cls.loss = negative_elbo(cls.vae, cls.images, cls.vae.decoder)
+        cls.loss = reference_elbo(cls.vae, cls.images, cls.vae.decoder)
 
     def test_learns_the_images(self):
         """Naming one of 20 images takes ln 20 = 3.0 nats, showing all of them as their mean 32."""
@@ -555,7 +608,7 @@ class QualityTest(unittest.TestCase):
         def decode(z):
             return best_decoder(z, *self.vae.encoder(self.images), self.images)
 
-        best = negative_elbo(self.vae, self.images, decode)
+        best = reference_elbo(self.vae, self.images, decode)
         self.assertLess(best, self.loss + 0.01)
         self.assertGreater(best, math.log(20) - 0.5)
 

@@ -149,7 +149,7 @@ def samples(options):
         table(losses_header, losses),
         """−ELBO and what stands beside it are in nats per image: mean over runs (worst). −ELBO is
 the mean of the last 2 % of the epochs. Best decoder's: the same with the best of all decoders for
-the run's own posteriors, 100 draws an image; excess: what the decoder costs above it. Mean image:
+the run's own posteriors, 1,000 draws an image; excess: what the decoder costs above it. Mean image:
 −ELBO of a decoder that shows the mean image always. Neighbours: half the mean squared distance of
 images that lie beside each other on the latent line; any two: the same of images at random.""",
         table(draws_header, draws_rows),

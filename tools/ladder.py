@@ -46,9 +46,11 @@ class Options:
 SCHEDULES = {  # the share of the first rate that is left, by the share of the steps done
     "constant": lambda done: 1.0,
     "cosine": vae_lib.cosine,
-    "cosine to half-time": lambda done: max(0.01, vae_lib.cosine(2 * done)),
+    "first": lambda done: vae_lib.cosine(done / 0.6),
+    "then": lambda done: vae_lib.cosine((done - 0.6) / 0.4),
 }
 COSINE = {"encoder_schedule": "cosine", "decoder_schedule": "cosine"}
+IN_TURN = {"encoder_schedule": "first", "decoder_schedule": "then"}
 
 TEXTBOOK = Options()
 CHANGES = [  # a row each: what is changed, to what
@@ -60,10 +62,10 @@ CHANGES = [  # a row each: what is changed, to what
     ("SiLU, two hidden layers in the decoder, 192 wide", {"own_layers": True}),
     ("outputs that reach black and white", {"stretched": True}),
     ("the decoder's rate 5e-3, the encoder's stays at a fifth of it", {"decoder_rate": 5e-3}),
-    ("Adam averages the decoder's squared gradients over 100 steps", {"second_beta": 0.99}),
+    ("Adam averages the decoder's squared gradients over 20 steps", {"second_beta": 0.95}),
     ("each draw comes with its mirror image", {"pairs": True}),
     ("the KL weight falls from 2.5 to 1", {"first_kl_weight": 2.5}),
-    ("the encoder is almost done by half-time", {"encoder_schedule": "cosine to half-time"}),
+    ("the encoder settles within 60 % of the training, and then the decoder", IN_TURN),
 ]
 OURS = TEXTBOOK
 for _, change in CHANGES:
@@ -195,7 +197,7 @@ def train(vae, images, epochs, options, seed):
     )
     losses = []
     for epoch in range(epochs):
-        weight = options.first_kl_weight ** max(0, 1 - epoch / (0.3 * epochs))
+        kl_weight = options.first_kl_weight ** max(0, 1 - epoch / (0.3 * epochs))
         x = images[torch.randperm(len(images), generator=generator)]
         mu, logvar = vae.encoder(x)  # (N, D) each
         z = vae.latent(mu, logvar, generator)  # (N, D)
@@ -206,7 +208,7 @@ def train(vae, images, epochs, options, seed):
         target = x.repeat(copies, 1, 1, 1)
         reconstruction = vae_lib.reconstruction_loss(target, vae.decoder(z)).mean()
         kl = vae_lib.kl_divergence(mu, logvar).sum(1).mean()
-        loss = reconstruction + weight * kl
+        loss = reconstruction + kl_weight * kl
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
