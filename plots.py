@@ -161,7 +161,7 @@ def film_frame(moment, order):
     columns = math.ceil(math.sqrt(len(moment.decoded)))
     grid = make_grid(moment.decoded, columns, pad_value=1)[0]
     left.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
-    left.set(title=f"epoch {moment.epoch}: −ELBO {moment.loss:.2f}", xticks=[], yticks=[])
+    left.set(title=f"epoch {moment.epoch}: −ELBO {moment.loss:.1f}", xticks=[], yticks=[])
     left.spines[:].set_visible(False)
     mu = moment.mu[order, 0]  # (N,), the first latent dimension
     sigma = torch.exp(0.5 * moment.logvar[order, 0])  # (N,)
@@ -234,7 +234,7 @@ def explorer(decode, latent_dim):
     if takes_input():
         display(explorer_widget(decode, latent_dim))
     else:
-        print("Open the notebook in JupyterLab and run it: here a slider decodes any z.")
+        print("In JupyterLab, a slider stands here that decodes any z.")
 
 
 def takes_input():

@@ -6,7 +6,7 @@
 
 Training minimises −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)) in nats, summed over
 pixels and latent dimensions and averaged over images (Kingma & Welling 2014,
-arxiv.org/abs/1312.6114). The likelihood's constant, 512 log 2π, is left out.
+arxiv.org/abs/1312.6114). The likelihood's constant, ½ log 2π for each of 1024 pixels, is left out.
 
 Images are float tensors (N, 1, 32, 32) with pixels in [0, 1]. D is the number of latent dimensions.
 """
@@ -24,9 +24,11 @@ from scipy.stats import qmc
 from torch import nn
 
 SIZE = 32  # height and width of an image, in pixels
-WAVES = 96  # through which the decoder sees z
+WAVES = 96  # pairs of sine and cosine that the decoder computes from z
+STRETCH = 0.1  # of the decoder's sigmoid beyond 0 and 1, so that pixels reach black and white
+CONSTANT = 0.5 * SIZE**2 * math.log(2 * math.pi)  # of −log p(x|z), in nats: the loss leaves it out
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
-MAX_BYTES = 20_000_000  # of a weights file, unpacked: ten times what our largest needs
+MAX_BYTES = 100_000_000  # of a weights file, unpacked: ten times what the widest of ours needs
 
 Losses = namedtuple("Losses", "loss reconstruction kl")  # −ELBO and its two terms, nats per image
 
@@ -36,8 +38,8 @@ class Encoder(nn.Module):
 
     def __init__(self, latent_dim, hidden):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(1, SIZE, SIZE))  # of the training images
-        self.register_buffer("deviation", torch.ones(()))
+        self.register_buffer("mean", torch.zeros(1, SIZE, SIZE))  # of each pixel; VAE sets it
+        self.register_buffer("deviation", torch.ones(()))  # one for all pixels; VAE sets it
         self.net = nn.Sequential(
             nn.Flatten(),  # (N, 1024)
             nn.Linear(SIZE * SIZE, hidden),
@@ -52,7 +54,11 @@ class Encoder(nn.Module):
 
 
 class Latent(nn.Module):
-    """The latent variable z: drawn from the posterior, or from the prior, which lives here."""
+    """The latent variable z: drawn from the posterior, or from the prior.
+
+    The prior is N(0, I), which the KL term and the decoder expect. Its mu and logvar are buffers,
+    so that latent.pth tells them.
+    """
 
     def __init__(self, latent_dim):
         super().__init__()
@@ -60,7 +66,8 @@ class Latent(nn.Module):
         self.register_buffer("prior_logvar", torch.zeros(latent_dim))
 
     def forward(self, mu, logvar, generator=None):
-        """The reparameterisation z = mu + exp(½ logvar) · ε, ε ~ N(0, I) (eq. 10): (N, D)."""
+        """The reparameterisation z = mu + exp(½ logvar) · ε, ε ~ N(0, I): (N, D) (Kingma & Welling
+        2014, eq. 10)."""
         epsilon = torch.randn(mu.shape, generator=generator, device=mu.device)  # (N, D)
         return mu + torch.exp(0.5 * logvar) * epsilon
 
@@ -79,11 +86,11 @@ class Latent(nn.Module):
         return self.prior_mu + torch.exp(0.5 * self.prior_logvar) * epsilon.to(self.prior_mu)
 
     def line(self, n, low=0.0, high=1.0):
-        """n points (n, D) along the first dimension, each in the middle of an equal share of the
-        prior from its quantile `low` to `high`; in the others they are at the prior's mean."""
-        share = low + (high - low) * (torch.arange(n) + 0.5) / n  # (n,)
+        """n points (n, D) along the first dimension, in the middles of n equally likely intervals
+        between the prior's quantiles `low` and `high`; the other dimensions are at its mean."""
+        probability = low + (high - low) * (torch.arange(n) + 0.5) / n  # (n,)
         z = self.prior_mu.repeat(n, 1)  # (n, D)
-        z[:, 0] += torch.exp(0.5 * self.prior_logvar[0]) * torch.special.ndtri(share).to(z)
+        z[:, 0] += torch.exp(0.5 * self.prior_logvar[0]) * torch.special.ndtri(probability).to(z)
         return z
 
 
@@ -91,15 +98,16 @@ class Decoder(nn.Module):
     """The likelihood's mean: z (N, D) -> image (N, 1, 32, 32) in [0, 1].
 
     It sees z through waves from long to short, so that near points can decode to different images
-    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). `n` is the number of images to
-    learn: more of them need shorter waves.
+    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739; here their frequencies are
+    learnt, too). `n` is the number of images to learn: more of them need shorter waves.
     """
 
     def __init__(self, latent_dim, hidden, n=100):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
+        lowest = 0.3  # a wave six times as long as the prior is wide, in u below
         highest = 0.6 * max(10, n) ** (1 / latent_dim)  # a wave spans three of n equal places
-        frequency = torch.logspace(math.log10(0.3), math.log10(highest), WAVES)
+        frequency = torch.logspace(math.log10(lowest), math.log10(highest), WAVES)
         self.frequencies = nn.Parameter(frequency * direction)  # (D, WAVES)
         self.net = nn.Sequential(
             nn.Linear(2 * WAVES, hidden),
@@ -113,29 +121,43 @@ class Decoder(nn.Module):
         u = math.sqrt(3) * torch.erf(z / math.sqrt(2))  # (N, D), uniform if z is from the prior
         angle = u @ self.frequencies  # (N, WAVES)
         waves = math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
-        x = 1.2 * torch.sigmoid(self.net(waves)) - 0.1  # (N, 1024) in (−0.1, 1.1)
-        return x.clamp(0, 1).unflatten(1, (1, SIZE, SIZE))  # so that it reaches black and white
+        x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(waves)) - STRETCH  # (N, 1024)
+        return x.clamp(0, 1).unflatten(1, (1, SIZE, SIZE))
+
+
+def check_images(images):
+    """ValueError unless images are two or more of (1, 32, 32) with pixels in [0, 1]."""
+    if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
+        expected = f"expected (N, 1, {SIZE}, {SIZE}) with N of 2 or more"
+        raise ValueError(f"images are {tuple(images.shape)}, {expected}")
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError("images hold pixels outside [0, 1], or NaN: scale them")
 
 
 class VAE(nn.Module):
-    """Encoder, latent and decoder. Of the images (N, 1, 32, 32) that it is to learn, it takes their
-    number, which sets its sizes, and the mean and deviation of their pixels; `seed` draws the rest.
+    """Encoder, latent and decoder, with random weights, which `seed` draws.
+
+    The images (N, 1, 32, 32) are those that it is to learn. It takes their number, which sets its
+    sizes, the mean of each pixel, and one standard deviation for all. `hidden` is the width of its
+    hidden layers. ValueError if the images cannot be used.
     """
 
     def __init__(self, images, latent_dim=1, hidden=None, seed=0):
         super().__init__()
+        check_images(images)
         n = len(images)
-        hidden = hidden or max(192, n)
+        hidden = hidden or min(max(192, n), 1024)
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             self.encoder = Encoder(latent_dim, hidden)
             self.latent = Latent(latent_dim)
             self.decoder = Decoder(latent_dim, hidden, n)
         mean = images.mean(0)  # (1, 32, 32)
         self.encoder.mean.copy_(mean)
         self.encoder.deviation.copy_(images.std(0).mean().clamp(min=0.01))  # equal images have 0
-        with torch.no_grad():  # the decoder starts with the mean image
-            self.decoder.net[-1].bias.copy_(torch.logit((mean.flatten() + 0.1) / 1.2))
+        with torch.no_grad():  # the decoder starts near the mean image
+            bias = torch.logit((mean.flatten() + STRETCH) / (1 + 2 * STRETCH))  # (1024,)
+            self.decoder.net[-1].bias.copy_(bias)
 
     def forward(self, x, generator=None):
         """x (N, 1, 32, 32) -> x_hat (N, 1, 32, 32), mu (N, D), logvar (N, D)."""
@@ -156,19 +178,21 @@ class VAE(nn.Module):
 
 
 def reconstruction_loss(x, x_hat):
-    """½‖x − x_hat‖² over the pixels, (N,) nats: −log N(x; x_hat, I) without its 512 log 2π."""
+    """½‖x − x_hat‖² over the pixels, (N,) nats: −log N(x; x_hat, I) without its constant."""
     return 0.5 * (x - x_hat).square().sum((-3, -2, -1))
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension, (N, D) nats (App. B)."""
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: (N, D) nats (Kingma &
+    Welling 2014, appendix B)."""
     return -0.5 * (1 + logvar - logvar.exp() - mu.square())
 
 
 def log_densities(z, mu, logvar):
-    """log q(z|x) at each z (M, D), of each posterior, mu and logvar (N, D): (M, N)."""
+    """log q(z|x) of each z (M, D) by each posterior, mu and logvar (N, D): (M, N) nats."""
     posteriors = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
-    return posteriors.log_prob(z.unsqueeze(1)).sum(2)
+    log_q = posteriors.log_prob(z.unsqueeze(1))  # (M, N, D)
+    return log_q.sum(2)
 
 
 def aggregate_kl(z, mu, logvar):
@@ -196,8 +220,8 @@ def best_decoder(z, mu, logvar, images):
 
 @torch.no_grad()
 def negative_elbo(vae, images, decode=None, draws=100, seed=0):
-    """The `Losses` of images (N, 1, 32, 32) without training on them, with `draws` draws of z for
-    each. A function `decode`, z (N, D) -> (N, 1, 32, 32), may take the place of the decoder."""
+    """The mean `Losses` of images (N, 1, 32, 32) with `draws` draws of z for each; no training.
+    A function `decode`, z (N, D) -> (N, 1, 32, 32), may take the place of the decoder."""
     decode = decode or vae.decoder
     generator = torch.Generator(images.device).manual_seed(seed)
     mu, logvar = vae.encoder(images)  # (N, D) each
@@ -215,15 +239,17 @@ def cosine(done):
 
 
 def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
-    """Train on images (N, 1, 32, 32) in [0, 1] and yield the `Losses` of each epoch.
+    """Train on images (N, 1, 32, 32) in [0, 1] and yield the `Losses` of each epoch: it is a
+    generator, which does nothing until a loop asks for them.
 
-    ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
+    In the first 30 % of the epochs the KL term weighs more than 1; the losses are those of −ELBO
+    itself throughout. ValueError if the images or a setting cannot be used, FloatingPointError if
+    training diverges.
     """
-    n = len(images)
-    if images.shape != (n, 1, SIZE, SIZE) or n == 0 or not ((images >= 0) & (images <= 1)).all():
-        raise ValueError(f"images {tuple(images.shape)}: expected (N, 1, {SIZE}, {SIZE}) in [0, 1]")
+    check_images(images)
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
+    n = len(images)
     generator = torch.Generator(images.device).manual_seed(seed)
     optimiser = torch.optim.Adam(
         [
@@ -234,8 +260,8 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         [
-            lambda epoch: cosine(epoch / epochs / 0.6),  # the encoder settles first
-            lambda epoch: cosine((epoch / epochs - 0.6) / 0.4),  # and then the decoder
+            lambda epoch: cosine(epoch / epochs / 0.6),  # the encoder rests after 60 %
+            lambda epoch: cosine((epoch / epochs - 0.6) / 0.4),  # the decoder slows down from there
         ],
     )
     for epoch in range(epochs):
@@ -245,7 +271,7 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, D) each
             z = vae.latent(mu, logvar, generator)  # (B, D)
-            z = torch.cat([z, 2 * mu - z])  # (2B, D), each with its mirror image
+            z = torch.cat([z, 2 * mu - z])  # (2B, D): mu + sigma ε, and mu − sigma ε
             x_hat = vae.decoder(z)  # (2B, 1, 32, 32)
             reconstruction = reconstruction_loss(x.repeat(2, 1, 1, 1), x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
@@ -263,7 +289,7 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
 
 @torch.no_grad()
 def log_likelihood(vae, images, samples=10_000, seed=0):
-    """log p(x) of images (N, 1, 32, 32): (N,) nats, with the 512 log 2π that the loss leaves out.
+    """log p(x) of images (N, 1, 32, 32): (N,) nats, with the constant that the loss leaves out.
 
     It is the log of the mean of p(x|z) over evenly spread draws of z from the prior. On average
     this is a lower bound (Burda et al. 2016, arxiv.org/abs/1509.00519, eq. 8, with the prior in
@@ -271,7 +297,7 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
     """
     x_hat = vae.sample(samples, "latin", seed)  # (S, 1, 32, 32)
     distance = torch.cdist(images.flatten(1), x_hat.flatten(1))  # (N, S)
-    log_p = -0.5 * distance.square() - 512 * math.log(2 * math.pi)  # (N, S), log p(x|z)
+    log_p = -0.5 * distance.square() - CONSTANT  # (N, S), log p(x|z)
     return log_p.logsumexp(1) - math.log(samples)
 
 
@@ -326,7 +352,7 @@ def read_state(path):
     in the file is executed."""
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}  # unpacked
             if sum(sizes.values()) > MAX_BYTES:
                 raise ValueError(f"it unpacks to over {MAX_BYTES:,} bytes")
             if any(size > 100_000 for name, size in sizes.items() if name.endswith(".pkl")):
@@ -335,7 +361,7 @@ def read_state(path):
                 raise ValueError("a checksum is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if any(4 * value.numel() > MAX_BYTES for value in state.values()):
-            raise ValueError("a tensor is too large")
+            raise ValueError("a tensor is too large")  # one number, repeated by a stride of 0
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("it holds a value that is not finite")
     except Exception as error:  # whatever a damaged or foreign file brings about
@@ -345,11 +371,11 @@ def read_state(path):
 
 def load(folder="."):
     """The VAE of the three files that `save` wrote, whatever its sizes; ValueError if a file is
-    damaged, or if they are not of one VAE."""
+    damaged, or if their sizes do not fit together."""
     states = {name: read_state(Path(folder, name)) for name in WEIGHTS}
     try:
         latent_dim = len(states["decoder.pth"]["frequencies"])
-        hidden = len(states["encoder.pth"]["net.1.bias"])
+        hidden = math.isqrt(states["decoder.pth"]["net.2.weight"].numel())  # of a square matrix
         vae = VAE(torch.zeros(2, 1, SIZE, SIZE), latent_dim, hidden)
         for name, state in states.items():
             for key, value in state.items():
@@ -363,9 +389,10 @@ def load(folder="."):
 
 
 def write_result(path, fid, losses, features="imagenet"):
-    """Write result.csv, rows `key,number`: FID, FID_features, score, loss per epoch."""
+    """Write result.csv, rows `key,number`: the FID, again with the name of its features, the score
+    100 − FID, and the loss of each epoch, −ELBO."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
     rows += [f"loss,{epoch.loss}" for epoch in losses]
-    part = Path(path).with_suffix(".part")
+    part = Path(path).with_suffix(".part")  # an older file stays until this one is whole
     part.write_text("\n".join(rows) + "\n")
     part.replace(path)

@@ -362,7 +362,7 @@ def score_card(images, draws, reconstructions=None, holdout=None, features="imag
         else:
             meaning = "independent draws from the prior, the plain way to sample a VAE"
             add(f"samples, {method}", *judge(sets), meaning)
-    meaning = "training images, drawn independently: the floor F"
+    meaning = "training images, drawn independently: F"
     if in_floors(floor, floor) is None:
         meaning += ", which is 0 because all of them are the same: there are no multiples of it"
     add("memoriser, iid", floor, floor_deviation, meaning)

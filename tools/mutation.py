@@ -76,13 +76,14 @@ TABLE = {
             "torch.arange(n) / n  # (n,)",
         ),
         ("line: in every dimension", "z[:, 0] += torch.exp", "z += torch.exp"),
-        ("best decoder: not the product", "z.unsqueeze(1)).sum(2)", "z.unsqueeze(1)).mean(2)"),
+        ("best decoder: not the product", "return log_q.sum(2)", "return log_q.mean(2)"),
         (
             "best decoder: σ² for σ",
             "Normal(mu, torch.exp(0.5 * logvar))",
             "Normal(mu, logvar.exp())",
         ),
-        ("likelihood: 512 log 2π lost", " - 512 * math.log(2 * math.pi)", ""),
+        ("likelihood: constant lost", "distance.square() - CONSTANT", "distance.square()"),
+        ("constant without its ½", "CONSTANT = 0.5 * SIZE**2", "CONSTANT = SIZE**2"),
         ("likelihood: a sum, no mean", "logsumexp(1) - math.log(samples)", "logsumexp(1)"),
         ("likelihood: best sample only", "log_p.logsumexp(1)", "log_p.max(1).values"),
         ("likelihood: ½ lost", "log_p = -0.5 * distance", "log_p = -distance"),
@@ -119,7 +120,7 @@ TABLE = {
         ("pixels beyond 0 and 1", "x.clamp(0, 1).unflatten", "x.unflatten"),
         (
             "black and white not reached",
-            "1.2 * torch.sigmoid(self.net(waves)) - 0.1",
+            "(1 + 2 * STRETCH) * torch.sigmoid(self.net(waves)) - STRETCH",
             "torch.sigmoid(self.net(waves))",
         ),
         ("z not seen", "angle = u @ self.frequencies", "angle = 0 * u @ self.frequencies"),
@@ -129,12 +130,16 @@ TABLE = {
         ("equal images divide by 0", ".clamp(min=0.01)", ""),
         (
             "starts grey",
-            "(torch.logit((mean.flatten() + 0.1) / 1.2))",
-            "(torch.zeros(SIZE * SIZE))",
+            "torch.logit((mean.flatten() + STRETCH) / (1 + 2 * STRETCH))",
+            "torch.zeros(SIZE * SIZE)",
         ),
-        ("hidden ignored", "hidden = hidden or max(192, n)", "hidden = max(192, n)"),
-        ("width does not grow", "hidden = hidden or max(192, n)", "hidden = hidden or 192"),
-        ("model's seed ignored", "torch.manual_seed(seed)\n", "torch.manual_seed(0)\n"),
+        ("hidden ignored", "hidden or min(max(192, n), 1024)", "min(max(192, n), 1024)"),
+        ("width does not grow", "hidden or min(max(192, n), 1024)", "hidden or 192"),
+        (
+            "model's seed ignored",
+            "torch.default_generator.manual_seed(seed)",
+            "torch.default_generator.manual_seed(0)",
+        ),
         ("global random state changed", "with torch.random.fork_rng(devices=[]):", "if True:"),
         (
             "reconstructions of draws",
@@ -208,7 +213,7 @@ TABLE = {
         ("encoder frozen", '"lr": 0.2 * learning_rate', '"lr": 0 * learning_rate'),
         ("decoder frozen", '"lr": learning_rate,', '"lr": 0 * learning_rate,'),
         ("divergence not told", "if not math.isfinite(reconstruction + kl):", "if False:"),
-        ("range of pixels unchecked", "not ((images >= 0) & (images <= 1)).all()", "False"),
+        ("range of pixels unchecked", "if not ((images >= 0) & (images <= 1)).all()", "if False"),
         # images
         (
             "images in another order",
@@ -253,7 +258,7 @@ TABLE = {
         ),
         (
             "hidden not from the files",
-            'hidden = len(states["encoder.pth"]["net.1.bias"])',
+            'hidden = math.isqrt(states["decoder.pth"]["net.2.weight"].numel())',
             "hidden = None",
         ),
         (
