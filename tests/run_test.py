@@ -160,7 +160,7 @@ class RunTest(unittest.TestCase):
         again = math.ceil(100 / len(self.images))  # an epoch of few images would be a step or two
         x = self.images.repeat(again, 1, 1, 1)
         try:
-            epochs = vae_lib.train(vae_lib.VAE(self.images), x, EPOCHS, batch_size=10)
+            epochs = vae_lib.train(vae_lib.VAE(self.images), x, EPOCHS, batch_size=5)  # 200 steps
             RunTest.trained = [float(epoch.loss) for epoch in epochs]
         except (ValueError, OSError, ArithmeticError) as error:
             self.fail(f"a fresh model could not be trained: {error}")
