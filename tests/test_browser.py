@@ -78,8 +78,13 @@ class BrowserTest(unittest.TestCase):
         cls.page, cls.errors = browser.new_page(viewport={"width": 1280, "height": 1000}), []
         cls.page.set_default_timeout(300_000)
         cls.page.on("console", lambda m: m.type == "error" and cls.errors.append(m.text))
-        for event in ("pageerror", "requestfailed"):
-            cls.page.on(event, lambda what: cls.errors.append(str(what)))
+        cls.page.on("pageerror", lambda what: cls.errors.append(str(what)))
+        cls.page.on("requestfailed", cls.note_failure)
+
+    @classmethod
+    def note_failure(cls, request):
+        if request.failure != "net::ERR_ABORTED":  # as when JupyterLab corrects a picture's address
+            cls.errors.append(str(request))
 
     def screenshot(self, name, **options):
         if SCREENSHOTS:
