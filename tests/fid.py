@@ -207,7 +207,7 @@ def imagenet_features(images):
     for batch in as_bytes(images).split(10):  # (10, 1, 32, 32); larger ones spend time on memory
         large = interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
         x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (10, 3, 128, 128)
-        x = x.contiguous(memory_format=torch.channels_last)  # a third faster
+        x = x.contiguous(memory_format=torch.channels_last)  # the faster layout on a processor
         with torch.inference_mode():
             features.append(network.extract_features(x).mean((2, 3)))  # (10, 1280)
     return (IMAGENET_SCALE * torch.cat(features)).numpy()
