@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torchvision.utils import make_grid, save_image
 
 LEAST = 1e-3  # nats, at the foot of the losses' logarithmic axis, which has no zero
-FRAMES = 48  # of the film
+FRAMES = 24  # of the film
 
 Moment = namedtuple("Moment", "epoch loss decoded mu logvar")
 
@@ -113,13 +113,13 @@ class LiveLosses:
 
 
 class Film:
-    """The training of `vae` on `images` for so many `epochs` as a film: about 48 moments, the early
-    ones close together, of what it makes of 36 draws from the prior, and of the posteriors."""
+    """The training of `vae` on `images` for so many `epochs` as a film: about 24 moments, the early
+    ones close together, of what it makes of 25 draws from the prior, and of the posteriors."""
 
     def __init__(self, vae, images, epochs):
         self.vae = vae
         self.images = images
-        self.points = vae.latent.sample(36).sort(0).values  # (36, D)
+        self.points = vae.latent.sample(25).sort(0).values  # (25, D)
         shares = np.linspace(0, 1, FRAMES) ** 3  # of the epochs
         self.chosen = set((epochs * shares).round().clip(1).astype(int))
         self.epoch = 0
@@ -130,7 +130,7 @@ class Film:
         """Call this after each epoch; `losses` are the epoch's."""
         self.epoch += 1
         if self.epoch in self.chosen:
-            decoded = self.vae.decoder(self.points).cpu()  # (36, 1, 32, 32)
+            decoded = self.vae.decoder(self.points).cpu()  # (25, 1, 32, 32)
             mu, logvar = self.vae.encoder(self.images)  # (N, D) each
             moment = Moment(self.epoch, losses.loss, decoded, mu.cpu(), logvar.cpu())
             self.moments.append(moment)
@@ -155,12 +155,14 @@ class Film:
 def film_frame(moment, order):
     """One moment of the film, (H, W, 3) bytes: left the decoded points; right a row for each image,
     in this order, with a bar from mu − 2 sigma to mu + 2 sigma, as shares of the prior."""
-    figure = Figure(figsize=(7.2, 3.9), dpi=100)
-    left, right = figure.subplots(1, 2)
-    figure.subplots_adjust(0.01, 0.13, 0.985, 0.92, wspace=0.1)
     columns = math.ceil(math.sqrt(len(moment.decoded)))
     grid = make_grid(moment.decoded, columns, pad_value=1)[0]
-    left.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
+    height, width = 2 * grid.shape[0], 2 * grid.shape[1]  # whole pixels, which make small files
+    size = np.array([width + 340, height + 80])  # of the frame, in pixels
+    figure = Figure(figsize=size / 100, dpi=100)
+    left = figure.add_axes([10 / size[0], 48 / size[1], width / size[0], height / size[1]])
+    right = figure.add_axes([1 - 310 / size[0], 48 / size[1], 300 / size[0], height / size[1]])
+    left.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     left.set(title=f"epoch {moment.epoch}: −ELBO {moment.loss:.1f}", xticks=[], yticks=[])
     left.spines[:].set_visible(False)
     mu = moment.mu[order, 0]  # (N,), the first latent dimension
@@ -168,7 +170,7 @@ def film_frame(moment, order):
     low = torch.special.ndtr(mu - 2 * sigma)  # the standard normal distribution function
     high = torch.special.ndtr(mu + 2 * sigma)
     n = len(order)
-    points_high = 72 * 3.9 * (0.92 - 0.13)  # the axes
+    points_high = 0.72 * height  # of the axes
     right.hlines(range(n), low, high, color="#0072B2", linewidth=0.8 * points_high / n)
     right.set(title="posterior of each image, μ ± 2σ", xlim=(0, 1), yticks=[])
     right.set(ylim=(n - 0.5, -0.5), xlabel="share of the prior below $z$", ylabel="images")
@@ -224,7 +226,8 @@ def slider_picture(name, frames, *, still, label, alt, width=None):
 def small_png(pixels):
     """A PNG file's bytes, with 32 colours."""
     buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).quantize(32).save(buffer, "PNG", optimize=True)
+    image = PIL.Image.fromarray(pixels).quantize(32, PIL.Image.Quantize.FASTOCTREE)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

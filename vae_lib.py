@@ -46,6 +46,9 @@ class Encoder(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
+        # Posteriors start with sigma about 1/e, as wide as the first place in `train`.
+        with torch.no_grad():
+            self.net[-1].bias[latent_dim:] -= 2
 
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
@@ -233,6 +236,15 @@ def negative_elbo(vae, images, decode=None, draws=100, seed=0):
     return Losses(reconstruction + kl, reconstruction, kl)
 
 
+def widen(mu, logvar, places):
+    """logvar (N, D) of posteriors that are made as wide as one of so many equal `places`, where
+    they are narrower: in each dimension a place is a piece of the prior with a probability of
+    1/places, and six standard deviations fill it."""
+    log_density = torch.distributions.Normal(0, 1).log_prob(mu)  # (N, D), of the prior
+    log_sigma = -log_density - math.log(6 * places)  # (N, D), of a posterior that fills its place
+    return torch.maximum(logvar, 2 * log_sigma.clamp(max=1.5))  # far out places are without bounds
+
+
 def cosine(done):
     """Half a cosine wave: from 1 at `done` 0 to 0 at `done` 1, and constant before and after."""
     return 0.5 + 0.5 * math.cos(math.pi * min(1, max(0, done)))
@@ -242,9 +254,9 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
     """Train on images (N, 1, 32, 32) in [0, 1] and yield the `Losses` of each epoch: it is a
     generator, which does nothing until a loop asks for them.
 
-    In the first 30 % of the epochs the KL term weighs more than 1; the losses are those of −ELBO
-    itself throughout. ValueError if the images or a setting cannot be used, FloatingPointError if
-    training diverges.
+    In the first 40 % of the epochs posteriors are kept wide, less and less, and the losses are
+    those of −ELBO for the wide ones. ValueError if the images or a setting cannot be used,
+    FloatingPointError if training diverges.
     """
     check_images(images)
     if epochs < 1 or batch_size < 1:
@@ -257,25 +269,28 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
             {"params": vae.decoder.parameters(), "lr": learning_rate, "betas": (0.9, 0.95)},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        [
-            lambda epoch: cosine(epoch / epochs / 0.6),  # the encoder rests after 60 %
-            lambda epoch: cosine((epoch / epochs - 0.6) / 0.4),  # the decoder slows down from there
-        ],
-    )
+
+    def encoder_share(epoch):  # of its first rate
+        return 0.01 ** min(1, epoch / (0.7 * epochs))  # from then on the images keep their places
+
+    def decoder_share(epoch):
+        return cosine((epoch / epochs - 0.7) / 0.3)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, [encoder_share, decoder_share])
     for epoch in range(epochs):
-        kl_weight = 2.5 ** max(0, 1 - epoch / (0.3 * epochs))  # falls from 2.5 to 1
+        places = n ** (epoch / (0.4 * epochs))  # grows from 1 to n
         sums = torch.zeros(2)
         order = torch.randperm(n, generator=generator, device=images.device)
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, D) each
+            if places < n:
+                logvar = widen(mu, logvar, places ** (1 / mu.shape[1]))  # (B, D)
             z = vae.latent(mu, logvar, generator)  # (B, D)
             z = torch.cat([z, 2 * mu - z])  # (2B, D): mu + sigma ε, and mu − sigma ε
             x_hat = vae.decoder(z)  # (2B, 1, 32, 32)
             reconstruction = reconstruction_loss(x.repeat(2, 1, 1, 1), x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
-            loss = reconstruction + kl_weight * kl  # −ELBO where the weight is 1
+            loss = reconstruction + kl  # −ELBO
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()

@@ -38,6 +38,7 @@ class Options:
     waves: bool = False  # the decoder sees z through waves
     own_layers: bool = False  # the library's layers: SiLU, its width, its depth
     stretched: bool = False  # outputs reach black and white
+    wide: bool = False  # training keeps posteriors wide at first
     first_kl_weight: float = 1.0  # of the KL term, falling to 1 within 30 % of the epochs
     frozen_encoder: bool = False
     head_start: bool = False  # the images are laid on the line, not learnt
@@ -46,8 +47,8 @@ class Options:
 SCHEDULES = {  # the share of the first rate that is left, by the share of the steps done
     "constant": lambda done: 1.0,
     "cosine": vae_lib.cosine,
-    "first": lambda done: vae_lib.cosine(done / 0.6),
-    "then": lambda done: vae_lib.cosine((done - 0.6) / 0.4),
+    "first": lambda done: 0.01 ** min(1, done / 0.7),
+    "then": lambda done: vae_lib.cosine((done - 0.7) / 0.3),
 }
 COSINE = {"encoder_schedule": "cosine", "decoder_schedule": "cosine"}
 IN_TURN = {"encoder_schedule": "first", "decoder_schedule": "then"}
@@ -64,8 +65,8 @@ CHANGES = [  # a row each: what is changed, to what
     ("the decoder's rate 5e-3, the encoder's stays at a fifth of it", {"decoder_rate": 5e-3}),
     ("Adam averages the decoder's squared gradients over 20 steps", {"second_beta": 0.95}),
     ("each draw comes with its mirror image", {"pairs": True}),
-    ("the KL weight falls from 2.5 to 1", {"first_kl_weight": 2.5}),
-    ("the encoder settles within 60 % of the training, and then the decoder", IN_TURN),
+    ("the encoder settles within 70 % of the training, and then the decoder", IN_TURN),
+    ("posteriors are kept wide at first, from one place for all to one for each", {"wide": True}),
 ]
 OURS = TEXTBOOK
 for _, change in CHANGES:
@@ -73,14 +74,16 @@ for _, change in CHANGES:
 
 CONTROLS = {
     "encoder frozen at its start": replace(OURS, frozen_encoder=True),
-    "KL weight 1 throughout": replace(OURS, first_kl_weight=1.0),
+    "a KL weight that falls from 2.5 to 1, in place of wide posteriors": replace(
+        OURS, wide=False, first_kl_weight=2.5
+    ),
     "one draw a step": replace(OURS, pairs=False),
     "two latent dimensions": replace(OURS, latent_dim=2),
     "eight latent dimensions": replace(OURS, latent_dim=8),
     "head start: the order of scipy's optimal leaf ordering": replace(
         OURS,
         head_start=True,
-        first_kl_weight=1.0,  # the order is there already
+        wide=False,  # the order is there already
         encoder_rate=7.5e-6,  # so slow that the images keep their places
     ),
 }
@@ -142,6 +145,8 @@ def build(images, options, seed):
     if not options.standardised:
         vae.encoder.mean.zero_()
         vae.encoder.deviation.fill_(1)
+    if options.own_layers and not options.wide:
+        vae.encoder.net[-1].bias[dim:] += 2  # posteriors start as wide as the prior
     if options.mean_start:
         mean = images.mean(0).flatten().clamp(0.01, 0.99)  # (1024,), as a sigmoid never is 0 or 1
         if options.stretched:
@@ -200,6 +205,9 @@ def train(vae, images, epochs, options, seed):
         kl_weight = options.first_kl_weight ** max(0, 1 - epoch / (0.3 * epochs))
         x = images[torch.randperm(len(images), generator=generator)]
         mu, logvar = vae.encoder(x)  # (N, D) each
+        places = len(images) ** (epoch / (0.4 * epochs))
+        if options.wide and places < len(images):
+            logvar = vae_lib.widen(mu, logvar, places ** (1 / options.latent_dim))  # (N, D)
         z = vae.latent(mu, logvar, generator)  # (N, D)
         copies = 1
         if options.pairs:
@@ -309,7 +317,7 @@ a step, {len(seeds)} seeds from {seeds[0]} on: mean (range) over runs; a run's i
 thread each, two runs at a time. The last row is the library's own `train`."""
     controls_note = """Controls: this project with one thing changed. The head start fits the
 encoder to the order of scipy's `optimal_leaf_ordering` before training, six standard deviations to
-an equal share of the prior; then its rate is 7.5e-6, and the KL weight is 1 throughout."""
+an equal share of the prior; then its rate is 7.5e-6, and posteriors are its own throughout."""
     paragraphs = [
         note,
         table_of(titles[: len(steps)], "change"),

@@ -149,18 +149,18 @@ TABLE = {
         # training
         (
             "KL weighs nothing",
-            "loss = reconstruction + kl_weight * kl",
-            "loss = reconstruction + 0 * kl",
+            "loss = reconstruction + kl  #",
+            "loss = reconstruction + 0 * kl  #",
         ),
         (
             "KL rewarded",
-            "loss = reconstruction + kl_weight * kl",
-            "loss = reconstruction - kl_weight * kl",
+            "loss = reconstruction + kl  #",
+            "loss = reconstruction - kl  #",
         ),
         (
-            "KL weight stays above 1",
-            "loss = reconstruction + kl_weight * kl",
-            "loss = reconstruction + 1.1 * kl_weight * kl",
+            "KL weighs more than 1",
+            "loss = reconstruction + kl  #",
+            "loss = reconstruction + 1.1 * kl  #",
         ),
         (
             "KL averaged over dimensions",
@@ -207,6 +207,12 @@ TABLE = {
             "(images.device).manual_seed(seed)\n    optimiser",
             "(images.device)\n    optimiser",
         ),
+        ("posteriors never widened", "if places < n:", "if False:"),
+        ("posteriors widened to the end", "if places < n:", "if True:"),
+        ("as many places in each dimension", "places ** (1 / mu.shape[1])", "places"),
+        ("places too wide", "math.log(6 * places)", "math.log(places)"),
+        ("places alike in the tails", "log_sigma = -log_density", "log_sigma = 0.92"),
+        ("wide posteriors narrowed", "torch.maximum(logvar,", "torch.minimum(logvar,"),
         ("gradients pile up", "optimiser.zero_grad()\n", "pass\n"),
         ("no step", "optimiser.step()\n", "pass\n"),
         ("rate does not fall", "schedule.step()\n", "pass\n"),
