@@ -112,6 +112,22 @@ class LiveLosses:
             self.drawn = time.monotonic()
 
 
+def live(training, epochs, film, mean_image=None):
+    """Pass on the losses of `training`, an iterator of so many `epochs`, and meanwhile draw them
+    below the cell and record the `film`. The stop button ends the loop without an error."""
+    chart = LiveLosses(epochs, mean_image)
+    history = []
+    try:
+        for losses in training:
+            history.append(losses)
+            chart.update(history)
+            film.record(losses)
+            yield losses
+    except KeyboardInterrupt:
+        print("Stopped by hand: the model stays as trained so far.")
+    chart.draw(history)
+
+
 class Film:
     """The training of `vae` on `images` for so many `epochs` as a film: about 24 moments, the early
     ones close together, of what it makes of 25 draws from the prior, and of the posteriors."""

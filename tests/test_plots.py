@@ -143,6 +143,26 @@ class FigureTest(unittest.TestCase):
         self.assertLess(counts[-1], 12)
         display.assert_called_once()  # so that a single picture stays
 
+    def test_live_passes_losses_on_until_the_stop_button(self):
+        """With a drawing and a film of what there is by then."""
+
+        def training():
+            for epoch in range(3):
+                yield Losses(9.0 - epoch, 5.0, 4.0 - epoch)
+            raise KeyboardInterrupt
+
+        film = mock.Mock()
+        with (
+            mock.patch.object(plots, "display") as display,
+            mock.patch("builtins.print") as printed,
+            mock.patch("time.monotonic", side_effect=range(0, 1000, 10)),
+        ):
+            found = list(plots.live(training(), 20, film))
+        self.assertEqual([losses.loss for losses in found], [9.0, 8.0, 7.0])
+        self.assertEqual([call.args for call in film.record.call_args_list], [(x,) for x in found])
+        self.assertEqual(display.return_value.update.call_count, 4)  # 3 epochs, and the end
+        self.assertIn("Stopped by hand", printed.call_args.args[0])
+
 
 class FilmTest(unittest.TestCase):
     def test_moments(self):

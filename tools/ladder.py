@@ -44,14 +44,14 @@ class Options:
     head_start: bool = False  # the images are laid on the line, not learnt
 
 
-SCHEDULES = {  # the share of the first rate that is left, by the share of the steps done
-    "constant": lambda done: 1.0,
-    "cosine": vae_lib.cosine,
-    "first": lambda done: 0.01 ** min(1, done / 0.7),
-    "then": lambda done: vae_lib.cosine((done - 0.7) / 0.3),
+SCHEDULES = {  # what the first learning rate is multiplied by, in an epoch of so many
+    "constant": lambda epoch, epochs: 1.0,
+    "cosine": lambda epoch, epochs: 0.5 + 0.5 * math.cos(math.pi * epoch / epochs),
+    "encoder's": vae_lib.encoder_factor,
+    "decoder's": vae_lib.decoder_factor,
 }
 COSINE = {"encoder_schedule": "cosine", "decoder_schedule": "cosine"}
-IN_TURN = {"encoder_schedule": "first", "decoder_schedule": "then"}
+IN_TURN = {"encoder_schedule": "encoder's", "decoder_schedule": "decoder's"}
 
 TEXTBOOK = Options()
 CHANGES = [  # a row each: what is changed, to what
@@ -194,18 +194,18 @@ def train(vae, images, epochs, options, seed):
             },
         ]
     )
-    encoder_share = SCHEDULES[options.encoder_schedule]
-    decoder_share = SCHEDULES[options.decoder_schedule]
+    encoder_factor = SCHEDULES[options.encoder_schedule]
+    decoder_factor = SCHEDULES[options.decoder_schedule]
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
-        [lambda step: encoder_share(step / epochs), lambda step: decoder_share(step / epochs)],
+        [lambda epoch: encoder_factor(epoch, epochs), lambda epoch: decoder_factor(epoch, epochs)],
     )
     losses = []
     for epoch in range(epochs):
         kl_weight = options.first_kl_weight ** max(0, 1 - epoch / (0.3 * epochs))
         x = images[torch.randperm(len(images), generator=generator)]
         mu, logvar = vae.encoder(x)  # (N, D) each
-        places = len(images) ** (epoch / (0.4 * epochs))
+        places = vae_lib.number_of_places(epoch, epochs, len(images))
         if options.wide and places < len(images):
             logvar = vae_lib.widen(mu, logvar, places ** (1 / options.latent_dim))  # (N, D)
         z = vae.latent(mu, logvar, generator)  # (N, D)

@@ -55,27 +55,11 @@ TABLE = {
         ("aggregate: a sum of densities", "logsumexp(1) - math.log(len(mu))", "logsumexp(1)"),
         ("aggregate: prior not subtracted", "return (log_q - log_p).mean()", "return log_q.mean()"),
         (
-            "evaluation: KL averaged over dimensions",
-            "kl = kl_divergence(mu, logvar).sum(1).mean().item()",
-            "kl = kl_divergence(mu, logvar).mean().item()",
-        ),
-        (
-            "evaluation: KL left out",
-            "Losses(reconstruction + kl, reconstruction, kl)\n\n\n@",
-            "Losses(reconstruction, reconstruction, kl)\n\n\n@",
-        ),
-        (
-            "evaluation: given decoder ignored",
-            "decode = decode or vae.decoder",
-            "decode = vae.decoder",
-        ),
-        ("evaluation: sum over draws", ".mean().item() / draws", ".mean().item()"),
-        (
             "line: ends, not middles",
             "(torch.arange(n) + 0.5) / n  # (n,)",
             "torch.arange(n) / n  # (n,)",
         ),
-        ("line: in every dimension", "z[:, 0] += torch.exp", "z += torch.exp"),
+        ("line: in every dimension", "z[:, 0] += torch.exp", "z[:] += torch.exp"),
         ("best decoder: not the product", "return log_q.sum(2)", "return log_q.mean(2)"),
         (
             "best decoder: σ² for σ",
@@ -126,15 +110,19 @@ TABLE = {
         ("z not seen", "angle = u @ self.frequencies", "angle = 0 * u @ self.frequencies"),
         ("input not standardised", "(x - self.mean) / self.deviation", "x"),
         ("input not scaled", "(x - self.mean) / self.deviation", "x - self.mean"),
-        ("mean image not taken", "self.encoder.mean.copy_(mean)", "mean.clone()"),
+        (
+            "mean image not taken",
+            "hidden, mean, deviation)\n            self",
+            "hidden, 0 * mean, deviation)\n            self",
+        ),
         ("equal images divide by 0", ".clamp(min=0.01)", ""),
         (
             "starts grey",
             "torch.logit((mean.flatten() + STRETCH) / (1 + 2 * STRETCH))",
             "torch.zeros(SIZE * SIZE)",
         ),
-        ("hidden ignored", "hidden or min(max(192, n), 1024)", "min(max(192, n), 1024)"),
-        ("width does not grow", "hidden or min(max(192, n), 1024)", "hidden or 192"),
+        ("hidden ignored", "if hidden is None:", "if True:"),
+        ("width does not grow", "min(max(192, n), 1024)", "192"),
         (
             "model's seed ignored",
             "torch.default_generator.manual_seed(seed)",
@@ -181,13 +169,13 @@ TABLE = {
         ("draws beside other images", "x.repeat(2, 1, 1, 1)", "x.repeat_interleave(2, dim=0)"),
         (
             "reconstruction alone is told",
-            "yield Losses(reconstruction + kl,",
-            "yield Losses(reconstruction,",
+            "mean_loss = mean_reconstruction + mean_kl",
+            "mean_loss = mean_reconstruction",
         ),
         (
             "terms swapped",
-            "yield Losses(reconstruction + kl, reconstruction, kl)",
-            "yield Losses(reconstruction + kl, kl, reconstruction)",
+            "yield Losses(mean_loss, mean_reconstruction, mean_kl)",
+            "yield Losses(mean_loss, mean_kl, mean_reconstruction)",
         ),
         (
             "last batch dropped",
@@ -195,7 +183,7 @@ TABLE = {
             ".split(batch_size)[: max(1, n // batch_size)]:",
         ),
         ("batch size ignored", ".split(batch_size):", ".split(100):"),
-        ("mean over batches", "* (len(x) / n)", "/ math.ceil(n / batch_size)"),
+        ("mean over batches", "share = len(x) / n", "share = 1 / math.ceil(n / batch_size)"),
         ("never shuffled", "in images[order].split", "in images.split"),
         (
             "images left out by chance",
@@ -204,21 +192,21 @@ TABLE = {
         ),
         (
             "training's seed ignored",
-            "(images.device).manual_seed(seed)\n    optimiser",
-            "(images.device)\n    optimiser",
+            "(images.device).manual_seed(seed)\n    # The",
+            "(images.device)\n    # The",
         ),
         ("posteriors never widened", "if places < n:", "if False:"),
         ("posteriors widened to the end", "if places < n:", "if True:"),
-        ("as many places in each dimension", "places ** (1 / mu.shape[1])", "places"),
+        ("as many places in each dimension", "= places ** (1 / mu.shape[1])", "= places"),
         ("places too wide", "math.log(6 * places)", "math.log(places)"),
         ("places alike in the tails", "log_sigma = -log_density", "log_sigma = 0.92"),
         ("wide posteriors narrowed", "torch.maximum(logvar,", "torch.minimum(logvar,"),
         ("gradients pile up", "optimiser.zero_grad()\n", "pass\n"),
         ("no step", "optimiser.step()\n", "pass\n"),
-        ("rate does not fall", "schedule.step()\n", "pass\n"),
+        ("rates do not fall", "scheduler.step()\n", "pass\n"),
         ("encoder frozen", '"lr": 0.2 * learning_rate', '"lr": 0 * learning_rate'),
         ("decoder frozen", '"lr": learning_rate,', '"lr": 0 * learning_rate,'),
-        ("divergence not told", "if not math.isfinite(reconstruction + kl):", "if False:"),
+        ("divergence not told", "if not math.isfinite(mean_loss):", "if False:"),
         ("range of pixels unchecked", "if not ((images >= 0) & (images <= 1)).all()", "if False"),
         # images
         (
@@ -242,9 +230,8 @@ TABLE = {
     ],
     ("vae_lib.py", "test_files"): [
         ("pickles executed", "weights_only=True", "weights_only=False"),
-        ("flipped bits let in", "if archive.testzip():", "if False:"),
+        ("flipped bits let in", "if damaged:", "if False:"),
         ("NaN let in", "value.isfinite().all()", "True"),
-        ("any size unpacked", "sum(sizes.values()) > MAX_BYTES", "sum(sizes.values()) > math.inf"),
         (
             "damaged file not named",
             "except Exception as error:  # whatever",
@@ -264,7 +251,7 @@ TABLE = {
         ),
         (
             "hidden not from the files",
-            'hidden = math.isqrt(states["decoder.pth"]["net.2.weight"].numel())',
+            'hidden = len(states["decoder.pth"]["net.2.weight"])',
             "hidden = None",
         ),
         (
@@ -279,11 +266,10 @@ TABLE = {
         ),
         (
             "prior left as it started",
-            "for key, value in state.items():\n                if",
-            'if name == "latent.pth":\n                continue\n'
-            "            for key, value in state.items():\n                if",
+            'getattr(vae, name.removesuffix(".pth")).load_state_dict(state)',
+            'if name != "latent.pth":\n'
+            '                getattr(vae, name.removesuffix(".pth")).load_state_dict(state)',
         ),
-        ("other types of numbers let in", "if value.dtype != torch.float32:", "if False:"),
         (
             "other model's file not named",
             "except (KeyError, TypeError, AttributeError, RuntimeError)",
@@ -293,8 +279,8 @@ TABLE = {
         ("FID rounded", 'f"FID,{fid}"', 'f"FID,{fid:.2f}"'),
         ("features not named", 'f"FID_{features},{fid}"', 'f"FID_imagenet,{fid}"'),
         ("score is FID", "{100 - fid}", "{fid}"),
-        ("first loss lost", "for epoch in losses]", "for epoch in losses[1:]]"),
-        ("reconstruction written as loss", "{epoch.loss}", "{epoch.reconstruction}"),
+        ("first loss lost", "_ in losses]", "_ in losses[1:]]"),
+        ("reconstruction written as loss", "for loss, _, _", "for _, loss, _"),
         (
             "old result lost when writing fails",
             'part = Path(path).with_suffix(".part")',
@@ -377,6 +363,10 @@ TABLE = {
         ("mean image not drawn", "if mean_image is not None:", "if False:"),
         ("no text alternative", "Image(to_png(figure), alt=alt)", "Image(to_png(figure))"),
         ("last losses not drawn", " or len(history) == self.epochs", ""),
+        ("a stop ends it all", "except KeyboardInterrupt:", "except ValueError:"),
+        ("film not recorded", "film.record(losses)", "pass"),
+        ("losses not passed on", "yield losses", "yield history[0]"),
+        ("nothing is drawn while training", "chart.update(history)", "pass"),
         (
             "film without its end",
             "shares = np.linspace(0, 1, FRAMES)",
@@ -505,13 +495,13 @@ TABLE = {
         ("dimensions ignored", "latent_dim, seed=seed)  # so that", "seed=seed)  # so that"),
         ("weights not saved", "vae_lib.save(vae, output_folder)", "pass"),
         ("last loss only", "history.append(losses)", "history = [losses]"),
-        ("a stop ends it all", "except KeyboardInterrupt:", "except ValueError:"),
         ("mean image is a mean grey", "(images, images.mean(0))", "(images, images.mean())"),
         (
             "−ELBO without KL",
-            "{ours.loss:6.2f}  −ELBO",
-            "{ours.reconstruction:6.2f}  −ELBO",
+            "vae.decoder(z)).mean() + kl",
+            "vae.decoder(z)).mean()",
         ),
+        ("the best decoder's −ELBO is ours", "(x, best).mean()", "(x, vae.decoder(z)).mean()"),
         (
             "samples are independent",
             'samples = vae.sample(100, "latin", seed)',
@@ -541,7 +531,7 @@ TABLE = {
 FAULTS = [Fault(*key, *row) for key, rows in TABLE.items() for row in rows]
 
 # Left out of the table, since no user would notice them:
-# vae_lib.py  other numbers of waves or hidden units, another fall of the KL weight, other rates:
+# vae_lib.py  other numbers of waves or hidden units, another fall of the widths, other rates:
 #             tuning, which tools/benchmark.py judges; the tests hold for whatever learns
 # vae_lib.py  a draw twice in place of a draw and its mirror image: the same objective, noisier
 # vae_lib.py  sine waves alone, without cosines: a decoder that learns a little less
