@@ -50,7 +50,7 @@ def plot_losses(losses, mean_image=None, title=""):
     a model that ends above it has learnt nothing."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="nats per image", title=title)
+    axes.set(yscale="log", xlabel="epoch", ylabel="nats per image", title=title)
     epochs = range(1, len(losses) + 1)
     marker = "." if len(losses) == 1 else ""  # a single point makes no line
     for name, values in zip(("−ELBO", "reconstruction", "KL"), np.array(losses).T, strict=True):
@@ -253,7 +253,7 @@ def explorer(decode, latent_dim):
     if takes_input():
         display(explorer_widget(decode, latent_dim))
     else:
-        print("In JupyterLab, a slider stands here that decodes any z.")
+        print("Run this notebook in JupyterLab to get a slider here that decodes any z.")
 
 
 def takes_input():

@@ -379,7 +379,7 @@ def score_card(images, draws, reconstructions=None, holdout=None, features="imag
 
 def to_markdown(rows):
     """The rows of `score_card` as a Markdown table."""
-    lines = [f"| what | FID, {rows[0].features} features | | what it is |", "|---|---|---|---|"]
+    lines = [f"| set | FID, {rows[0].features} features | in F | what it is |", "|---|--:|--:|---|"]
     for row in rows:
         distance = "–" if row.fid is None else f"{row.fid:.1f}"
         if row.deviation is not None:
