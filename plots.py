@@ -253,7 +253,7 @@ def explorer(decode, latent_dim):
     if takes_input():
         display(explorer_widget(decode, latent_dim))
     else:
-        print("Run this notebook in JupyterLab to get a slider here that decodes any z.")
+        print("In JupyterLab, this cell shows a slider that decodes any z.")
 
 
 def takes_input():

@@ -51,7 +51,8 @@ class Encoder(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
-        # Posteriors start with sigma about 1/e, a little less than `widen` makes of it at first.
+        # Posteriors start with sigma about 1/e = 0.37, just under the 0.42 that training makes of
+        # it at first (see `widen`).
         with torch.no_grad():
             self.net[-1].bias[latent_dim:] -= 2
 
@@ -98,7 +99,7 @@ class Latent(nn.Module):
 
     def line(self, n, low=0.0, high=1.0):
         """n points (n, D) along the first dimension, in the middles of n equally likely intervals
-        between the prior's quantiles `low` and `high`. Other dimensions are at the prior's mean."""
+        of the prior, from probability `low` to `high`. Other dimensions are at its mean."""
         probability = low + (high - low) * (torch.arange(n) + 0.5) / n  # (n,)
         epsilon = torch.special.ndtri(probability).to(self.prior_mu)  # (n,)
         z = self.prior_mu.repeat(n, 1)  # (n, D)
@@ -117,9 +118,11 @@ class Decoder(nn.Module):
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
-        # `forward` turns z into u, which runs from −√3 to √3. A wave is 2π / frequency long there.
-        lowest = 0.3  # such a wave is six times as long as this range
-        highest = 0.6 * max(10, n) ** (1 / latent_dim)  # such a wave spans three of n equal places
+        # `forward` turns z into u, which runs from −√3 to √3. A wave is 2π / frequency long there:
+        # the longest six times as long as this range, the shortest as long as three places, if n
+        # equal ones (10 at least) fill the D dimensions.
+        lowest = 0.3
+        highest = 0.6 * max(10, n) ** (1 / latent_dim)
         frequency = torch.logspace(math.log10(lowest), math.log10(highest), WAVES)
         self.frequencies = nn.Parameter(frequency * direction)  # (D, WAVES)
         self.net = nn.Sequential(
@@ -135,6 +138,7 @@ class Decoder(nn.Module):
         u = math.sqrt(3) * torch.erf(z / math.sqrt(2))  # (N, D)
         angle = u @ self.frequencies  # (N, WAVES)
         waves = math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
+        # A sigmoid never reaches 0 or 1: it is stretched a little, then cut off.
         x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(waves)) - STRETCH  # (N, 1024)
         return x.clamp(0, 1).unflatten(1, (1, SIZE, SIZE))
 
@@ -149,10 +153,10 @@ def check_images(images):
 
 
 class VAE(nn.Module):
-    """Encoder, latent and decoder, with random weights, which `seed` draws.
+    """Encoder, latent and decoder, with random weights drawn from `seed`.
 
-    The images (N, 1, 32, 32) are those that it is to learn; `train` does that. Three things are
-    taken from them at once: their number, the mean of each pixel, and the pixels' mean standard
+    The images (N, 1, 32, 32) are those that it is to learn; `train` does that. The constructor
+    takes no more than their number, the mean of each pixel, and the pixels' mean standard
     deviation. `hidden` is the width of the hidden layers: by default N, but 192 at least and 1024
     at most. ValueError if the images cannot be used.
     """
@@ -205,7 +209,7 @@ def kl_divergence(mu, logvar):
 
 
 def log_densities(z, mu, logvar):
-    """log q(z|x) of each z (M, D) by each posterior, mu and logvar (N, D): (M, N) nats."""
+    """log q(z|x) of each z (M, D) under each posterior, mu and logvar (N, D): (M, N) nats."""
     posteriors = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
     log_q = posteriors.log_prob(z.unsqueeze(1))  # (M, N, D)
     return log_q.sum(2)
@@ -236,15 +240,16 @@ def best_decoder(z, mu, logvar, images):
 
 
 def widen(mu, logvar, places):
-    """logvar (N, D) of posteriors that fill at least one of so many equal places.
+    """logvar (N, D) of the posteriors, each widened, if need be, until it fills a place.
 
-    Narrow posteriors hold their images fast: one moves only as the decoder learns to draw its image
-    elsewhere. Wide ones overlap, and images that share a place share what is drawn there, so like
-    ends up beside like. With more and more places a coarse order becomes a fine one.
+    A narrow posterior gets stuck: it can move only as the decoder learns to draw its image
+    elsewhere. Wide ones overlap, and images that share a place share what is drawn there, so
+    similar images end up side by side. With more and more places, a coarse order becomes a fine
+    one.
 
-    A place is a piece of the line, in each dimension, that has a probability of 1/places by the
-    prior: about 1 / (places · p(mu)) wide. A posterior fills it with six standard deviations. In
-    the tails that would be wider than the whole prior, so the standard deviation ends at e^1.5.
+    Each dimension is cut into `places` places, each with probability 1/places under the prior:
+    about 1 / (places · p(mu)) wide. Six standard deviations of a posterior fill one. Far out this
+    width grows without bound, so no standard deviation is widened beyond e^1.5.
     """
     log_density = torch.distributions.Normal(0, 1).log_prob(mu)  # (N, D), log p(mu)
     log_sigma = -log_density - math.log(6 * places)  # (N, D), of a posterior that fills its place
@@ -252,30 +257,31 @@ def widen(mu, logvar, places):
 
 
 def number_of_places(epoch, epochs, n):
-    """It grows exponentially from 1 to n, a place for each image, within 40 % of the epochs."""
+    """How many places the prior is cut into, over all dimensions. It grows exponentially from 1 to
+    n, a place for each image, over the first 40 % of the epochs."""
     return n ** min(1, epoch / (0.4 * epochs))
 
 
 def encoder_factor(epoch, epochs):
-    """Of the encoder's first learning rate: it falls exponentially to 0.01 within 70 % of the
-    epochs and stays there, so that the images keep their places from then on."""
+    """The encoder's learning rate as a fraction of its initial one. It falls exponentially to 0.01
+    over the first 70 % of the epochs and stays there, so that images then keep their places."""
     return 0.01 ** min(1, epoch / (0.7 * epochs))
 
 
 def decoder_factor(epoch, epochs):
-    """Of the decoder's first learning rate: 1 for 70 % of the epochs, while images still move; then
-    it falls to 0 along half a cosine wave."""
+    """The decoder's learning rate as a fraction of its initial one. It is 1 for the first 70 % of
+    the epochs, while images still move, then falls to 0 along half a cosine wave."""
     done = max(0, (epoch / epochs - 0.7) / 0.3)
     return 0.5 + 0.5 * math.cos(math.pi * done)
 
 
 def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
     """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step, and yield the mean
-    `Losses` of each epoch. It is a generator: training goes on as a loop asks for the next ones.
+    `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks for its losses.
 
-    `learning_rate` is the decoder's first. In the first 40 % of the epochs posteriors are kept wide
-    (see `widen`), and the losses are −ELBO of the wide ones. ValueError if the images or a setting
-    cannot be used, FloatingPointError if training diverges.
+    `learning_rate` is the decoder's initial one; the encoder's is a fifth of it. In the first 40 %
+    of the epochs posteriors are kept wide (see `widen`), and the losses are −ELBO of the wide ones.
+    ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
     """
     check_images(images)
     if epochs < 1 or batch_size < 1:
@@ -283,7 +289,8 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
     n = len(images)
     generator = torch.Generator(images.device).manual_seed(seed)
     # The encoder is slower, so that the decoder keeps up with images that move. The decoder's
-    # gradients shrink as posteriors narrow: a beta of 0.95 forgets the large ones sooner.
+    # gradients shrink as posteriors narrow: with 0.95 in place of 0.999, Adam's average of their
+    # squares forgets the large ones sooner.
     optimiser = torch.optim.Adam(
         [
             {"params": vae.encoder.parameters(), "lr": 0.2 * learning_rate},
@@ -303,9 +310,9 @@ def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
         order = torch.randperm(n, generator=generator, device=images.device)
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, D) each
-            if places < n:  # from then on, posteriors are the encoder's own
-                places_a_dimension = places ** (1 / mu.shape[1])
-                logvar = widen(mu, logvar, places_a_dimension)  # (B, D)
+            if places < n:  # once they are n, posteriors stay as the encoder gives them
+                places_per_dimension = places ** (1 / mu.shape[1])
+                logvar = widen(mu, logvar, places_per_dimension)  # (B, D)
             z = vae.latent(mu, logvar, generator)  # (B, D)
             # mu + sigma ε and mu − sigma ε: much of the gradient's noise cancels (antithetic draws)
             z = torch.cat([z, 2 * mu - z])  # (2B, D)
@@ -411,7 +418,8 @@ def load(folder="."):
     try:
         latent_dim = len(states["decoder.pth"]["frequencies"])
         hidden = len(states["decoder.pth"]["net.2.weight"])
-        blank = torch.zeros(2, 1, SIZE, SIZE)  # what a VAE takes from its images is in the files
+        # Any images do: the files hold what a VAE takes from them.
+        blank = torch.zeros(2, 1, SIZE, SIZE)
         vae = VAE(blank, latent_dim, hidden)
         for name, state in states.items():
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
@@ -422,8 +430,9 @@ def load(folder="."):
 
 
 def write_result(path, fid, losses, features="imagenet"):
-    """Write result.csv, rows `key,number`: the FID; the FID again, with the name of its features;
-    the score 100 − FID; and the loss of each epoch, −ELBO. `losses` are what `train` yields."""
+    """Write result.csv, rows `key,number`: the FID; the FID again under a key that names its
+    features, since those of different ones do not compare; the score, 100 − FID; and the loss of
+    each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
     rows += [f"loss,{loss}" for loss, _, _ in losses]
     part = Path(path).with_suffix(".part")  # an older file stays until this one is whole
