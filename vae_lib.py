@@ -247,9 +247,10 @@ def widen(mu, logvar, places):
     similar images end up side by side. With more and more places, a coarse order becomes a fine
     one.
 
-    Each dimension is cut into `places` places, each with probability 1/places under the prior:
-    about 1 / (places · p(mu)) wide. Six standard deviations of a posterior fill one. Far out this
-    width grows without bound, so no standard deviation is widened beyond e^1.5.
+    Each dimension is cut into `places` places, each with probability 1/places under the prior. The
+    place around mu is about 1 / (places · p(mu)) wide, and six of the posterior's standard
+    deviations fill it. Far out this width grows without bound, so no standard deviation is widened
+    beyond e^1.5.
     """
     log_density = torch.distributions.Normal(0, 1).log_prob(mu)  # (N, D), log p(mu)
     log_sigma = -log_density - math.log(6 * places)  # (N, D), of a posterior that fills its place
@@ -373,7 +374,7 @@ def read_image(path):
             if sixteen_bit and "transparency" in image.info:  # Pillow cannot tell which pixels
                 raise ValueError("it has a transparent grey: flatten it")
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, which are no grey: flatten it")
+                raise ValueError("it has transparent pixels, which have no grey value: flatten it")
             pixels = np.array(image if sixteen_bit else image.convert("L"), dtype=np.float32)
         if sixteen_bit and 0 < pixels.max() < 4096:
             dark = f"its 16-bit values end at {pixels.max():.0f}, which is nearly black"
@@ -431,8 +432,8 @@ def load(folder="."):
 
 def write_result(path, fid, losses, features="imagenet"):
     """Write result.csv, rows `key,number`: the FID; the FID again under a key that names its
-    features, since those of different ones do not compare; the score, 100 − FID; and the loss of
-    each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
+    features, since FIDs from different features cannot be compared; the score, 100 − FID; and the
+    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
     rows += [f"loss,{loss}" for loss, _, _ in losses]
     part = Path(path).with_suffix(".part")  # an older file stays until this one is whole

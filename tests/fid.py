@@ -82,7 +82,7 @@ def read_png(path):
             if "transparency" in image.info and deep:
                 raise ValueError("it has a transparent grey or colour: flatten it")
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, which are no grey: flatten it")
+                raise ValueError("it has transparent pixels, which have no grey value: flatten it")
             if not image.mode.startswith("I"):
                 return np.array(image.convert("L"))
             pixels = np.array(image, dtype=np.float64)  # 16 bits, which convert("L") would clip

@@ -115,7 +115,13 @@ class BrowserTest(unittest.TestCase):
             self.assertLess(np.mean(difference), 8, f"frame {value}")
             seen.add(shown.tobytes())
 
-        keys = ("Home", 1, 0), ("ArrowRight", 4, 4), ("ArrowLeft", 2, 2), ("End", 1, last)
+        right = min(4, last)  # a training stopped soon has few frames
+        keys = (
+            ("Home", 1, 0),
+            ("ArrowRight", 4, right),
+            ("ArrowLeft", 1, right - 1),
+            ("End", 1, last),
+        )
         slider.click()
         for key, times, value in keys:
             for _ in range(times):
