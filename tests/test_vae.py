@@ -208,9 +208,10 @@ class MathsTest(unittest.TestCase):
             line = torch.special.ndtri((torch.arange(cells) + 0.5) / cells)
             z = torch.cartesian_prod(*[line] * dim).view(-1, dim)  # (cells ** dim, dim)
             x_hat = vae.decoder(z).detach()
-            found = log_likelihood(vae, images)
+            darker = 0.7 * images  # which it cannot draw
+            found = log_likelihood(vae, darker)
             self.assertEqual(found.shape, (3,))
-            for image, value in zip(images, found, strict=True):
+            for image, value in zip(darker, found, strict=True):
                 terms = -reconstruction_loss(image, x_hat)
                 expected = terms.logsumexp(0).item() - math.log(len(z)) - CONSTANT
                 with self.subTest(dim=dim):
