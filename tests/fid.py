@@ -310,7 +310,7 @@ def memoriser_floor(real, draws=200, seed=0, size=SAMPLES, method="iid"):
 
 def in_floors(distance, floor):
     """A distance as a multiple of F; None where F is 0, that is, where all images are the same."""
-    return distance / floor if floor > 1e-6 else None
+    return distance / floor if floor > 0.01 else None
 
 
 def yardsticks(images, features="imagenet"):

@@ -24,7 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # see eval_test
 
 import vae_lib  # noqa: E402
 from tests import fid as evaluator  # noqa: E402
-from tests.eval_test import EPOCHS, ROOT, TRAIN, features_of, read_result  # noqa: E402
+from tests.eval_test import (  # noqa: E402
+    EPOCHS,
+    ROOT,
+    TRAIN,
+    features_of,
+    is_learnable,
+    read_result,
+)
 
 SAMPLE = ROOT / "data" / "sample"
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
@@ -32,8 +39,8 @@ AGAIN = "run assignment_09.ipynb to the end, and commit the five files that it w
 
 
 def sample_seeds():
-    """A seed for each set of samples, from a hash of the weights: nobody can choose them, and they
-    are the same in each run."""
+    """A seed for each set of samples, from a hash of the weights: nobody sets them directly, and
+    they are the same in each run."""
     weights = b"".join((ROOT / name).read_bytes() for name in WEIGHTS if (ROOT / name).is_file())
     digests = [hashlib.sha256(weights + bytes([i])).digest() for i in range(evaluator.DRAWS)]
     return [int.from_bytes(digest[:4], "big") for digest in digests]
@@ -108,7 +115,8 @@ class RunTest(unittest.TestCase):
             figures, losses = read_result(ROOT / "result.csv")
         except ValueError as error:
             self.fail(f"{error}: {AGAIN}")
-        if len(losses) < 2 or not losses[-1] < losses[0]:
+        falls = len(losses) > 1 and losses[-1] < losses[0]
+        if is_learnable(self.images) and not falls:
             self.fail(f"result.csv holds {len(losses)} losses, expected two or more that fall")
         RunTest.stored = figures
         RunTest.losses = losses

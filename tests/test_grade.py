@@ -336,6 +336,16 @@ class StepsTest(SubmissionTest):
             self.assertEqual(list(found), ["test_losses"])
             self.assertIn(words, found["test_losses"])
 
+    def test_images_that_hardly_differ_leave_nothing_to_learn(self):
+        """There a loss may rise by a little."""
+        write_images(0.5 + 0.01 * blocks(), self.folder / "data" / "train")
+        rising = [self.library.Losses(0.5 + 0.01 * epoch) for epoch in range(10)]
+        self.write_result(self.folder, self.fid, [0.5, 0.6])
+        with mock.patch.object(self.library, "train", lambda *_, **__: rising):
+            found = self.failures(run_test)
+        self.assertNotIn("test_2_result_is_sound", found)
+        self.assertNotIn("test_losses", self.failures(eval_test))
+
     def test_samples_that_are_no_images_are_named(self):
         for bad in (torch.full((100, 1, 32, 32), torch.nan), torch.rand(100, 1024)):
             with mock.patch.object(self.library.VAE, "sample", lambda *_, x=bad, **__: x):
@@ -449,6 +459,18 @@ class GradeTest(SubmissionTest):
         last = said.splitlines()[-1]
         self.assertRegex(last, "^GRADE failed: .*says FID 1.0, but it is 0")
         self.assertRegex(last, r"the samples have score (99|100)\.\d \(FID 0\.\d")
+
+    def test_code_that_changes_the_graders_files_gets_no_figure(self):
+        folder = self.submission("intruder")
+        planted = self.clone / "tests" / "more.txt"
+        self.addCleanup(planted.unlink, missing_ok=True)
+        intrusion = f"\nPath({str(planted)!r}).write_text('as if it were fid.py')\n"
+        (folder / "vae_lib.py").write_text(CONVOLUTIONAL + intrusion)
+        self.write_result(folder, 1.0, self.losses)
+        done = self.grade(folder)
+        self.assertEqual((done.returncode, done.stderr), (1, ""), done.stdout)
+        last = done.stdout.splitlines()[-1]
+        self.assertRegex(last, "^GRADE failed: the submission's code changed tests or images")
 
     def test_links_and_missing_files_are_named(self):
         folder = self.submission("links")

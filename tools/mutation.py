@@ -313,7 +313,7 @@ TABLE = {
             '    if method == "latin":\n        places',
             '    if method == "":\n        places',
         ),
-        ("a floor of 0 divides", "if floor > 1e-6 else None", "if floor >= 0 else None"),
+        ("a floor of 0 divides", "if floor > 0.01 else None", "if floor >= 0 else None"),
         (
             "blur leaves [0, 1]",
             "gaussian_blur(images, 7, sigma).clamp(0, 1)",
@@ -404,7 +404,7 @@ TABLE = {
         ("nothing without an encoder", 'if (ROOT / "encoder.pth").is_file():', "if True:"),
         (
             "rising losses let in",
-            "if len(losses) < 2 or not losses[-1] < losses[0]:",
+            "if is_learnable(self.images) and not falls:",
             "if not losses:",
         ),
         ("any FID in result.csv", 'if abs(self.stored["FID"] - found) > allowed:', "if False:"),
@@ -427,7 +427,12 @@ TABLE = {
     ],
     ("tests/eval_test.py", "test_grade"): [
         ("any score passes", "if not distance < evaluator.worst_figure(found):", "if False:"),
-        ("rising losses pass", "if not self.losses[-1] < self.losses[0]:", "if False:"),
+        (
+            "rising losses pass",
+            "if learnable and not self.losses[-1] < self.losses[0]:",
+            "if False:",
+        ),
+        ("equal images must be learnt", ">= 1", ">= 0"),
         ("any number of losses", "if len(self.losses) != EPOCHS:", "if False:"),
         (
             "multiple of another figure",
@@ -463,6 +468,7 @@ TABLE = {
         ),
         ("copies not told", 'if [ "$(value copies)" -gt 0 ]; then', "if false; then"),
         ("differences not told", '--root "$submission" 2>&1', '--root "$here" 2>&1'),
+        ("its own files may be changed", '[ "$(digest)" = "$before" ] ||', "true ||"),
         ("fails in silence", '[ -z "$failed" ] ||', "true ||"),
     ],
     ("tests/protected.py", "test_grade"): [
