@@ -243,5 +243,5 @@ def bounds_table(bounds):
     rows = []
     for what, measured, bound, *aim in bounds:
         verdict = "kept" if measured <= bound else "**not kept**"
-        rows.append([what, f"{measured:.2f}", f"≤ {bound}", verdict, *(aim or ["–"])])
+        rows.append([what, f"{measured:.3f}", f"≤ {bound}", verdict, *(aim or ["–"])])
     return table(["figure", "measured", "bound", "", "aim"], rows)
