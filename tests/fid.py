@@ -500,7 +500,7 @@ def print_sensitivity(train_folder, holdout_folder, features):
     print(f"FID and its multiple of the memoriser's floor F, {features} features")
     rows = sensitivity(train_folder, holdout_folder, features)
     if rows[0].multiple is None:
-        print("F is 0, since all training images are the same: there are no multiples of it")
+        print("F is 0, since all training images are nearly the same: there are no multiples of it")
     for row in rows:
         multiple = "" if row.multiple is None else f"{row.multiple:.2f} F"
         print(f"{row.fid:8.1f} {multiple:>8}   {row.change} {row.strength}")
