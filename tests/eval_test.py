@@ -77,7 +77,7 @@ class EvalTest(unittest.TestCase):
         features = features_of(self.figures)
         found = evaluator.yardsticks(evaluator.read_folder(TRAIN), features)
         multiple = evaluator.in_floors(distance, found.floor)
-        floors = "F is 0: all images are nearly the same" if multiple is None else f"{multiple:.2f} F"
+        floors = f"{multiple:.2f} F" if multiple is not None else "F is 0: all images are alike"
         print(f"\nscore {100 - distance:.2f}: FID {distance:.2f} ({features} features), {floors}")
         if not distance < evaluator.worst_figure(found):
             self.fail(

@@ -309,7 +309,7 @@ def memoriser_floor(real, draws=200, seed=0, size=SAMPLES, method="iid"):
 
 
 def in_floors(distance, floor):
-    """A distance as a multiple of F; None where F is 0, that is, where all images are the same."""
+    """A distance as a multiple of F; None where F is 0, that is, where all images are alike."""
     return distance / floor if floor > 0.01 else None
 
 
@@ -364,7 +364,7 @@ def score_card(images, draws, reconstructions=None, holdout=None, features="imag
             add(f"samples, {method}", *judge(sets), meaning)
     meaning = "training images, drawn independently: F"
     if in_floors(floor, floor) is None:
-        meaning += ", which is 0 because all of them are the same: there are no multiples of it"
+        meaning += ", which is 0 because all of them are alike: there are no multiples of it"
     add("memoriser, iid", floor, floor_deviation, meaning)
     if holdout is None:
         rows.append(ScoreRow("holdout", None, None, None, "there are no holdout images", features))
@@ -500,7 +500,7 @@ def print_sensitivity(train_folder, holdout_folder, features):
     print(f"FID and its multiple of the memoriser's floor F, {features} features")
     rows = sensitivity(train_folder, holdout_folder, features)
     if rows[0].multiple is None:
-        print("F is 0, since all training images are nearly the same: there are no multiples of it")
+        print("F is 0, since all training images are alike: there are no multiples of it")
     for row in rows:
         multiple = "" if row.multiple is None else f"{row.multiple:.2f} F"
         print(f"{row.fid:8.1f} {multiple:>8}   {row.change} {row.strength}")

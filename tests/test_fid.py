@@ -355,7 +355,7 @@ class FidTest(unittest.TestCase):
         same = random_images(1).repeat(3, 1, 1, 1)
         write_images(same, self.folder)
         fid.main(["--sensitivity", str(self.folder), "--features", "imagenet"])
-        self.assertIn("F is 0, since all training images are the same", self.printed.getvalue())
+        self.assertIn("F is 0, since all training images are alike", self.printed.getvalue())
         with mock.patch.object(fid, "extract", pixels):
             rows = fid.score_card(same, {"latin": [same, same], "iid": [random_images(4)]}, same)
         self.assertEqual({row.multiple for row in rows}, {None})
