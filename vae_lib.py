@@ -155,10 +155,10 @@ def check_images(images):
 class VAE(nn.Module):
     """Encoder, latent and decoder, with random weights drawn from `seed`.
 
-    The images (N, 1, 32, 32) are those that it is to learn; `train` does that. The constructor
-    takes no more than their number, the mean of each pixel, and the pixels' mean standard
-    deviation. `hidden` is the width of the hidden layers: by default N, but 192 at least and 1024
-    at most. ValueError if the images cannot be used.
+    The images (N, 1, 32, 32) are those that it is to learn; the function `train` below does that,
+    not the method `vae.train()`. The constructor takes from them only their number, the mean of
+    each pixel, and the pixels' mean standard deviation. `hidden` is the width of the hidden layers:
+    by default N, but 192 at least and 1024 at most. ValueError if the images cannot be used.
     """
 
     def __init__(self, images, latent_dim=1, hidden=None, seed=0):
