@@ -472,6 +472,14 @@ class GradeTest(SubmissionTest):
         last = done.stdout.splitlines()[-1]
         self.assertRegex(last, "^GRADE failed: the submission's code changed tests or images")
 
+    def test_a_step_that_fails_fails_the_grade(self):
+        folder = self.submission("rising")
+        self.write_result(folder, 1.0, [5.0, 6.0])
+        done = self.grade(folder)
+        self.assertEqual((done.returncode, done.stderr), (1, ""), done.stdout)
+        last = done.stdout.splitlines()[-1]
+        self.assertRegex(last, r"^GRADE failed: run_test.py failed; the samples have score")
+
     def test_links_and_missing_files_are_named(self):
         folder = self.submission("links")
         (folder / "decoder.pth").rename(folder / "elsewhere.pth")
