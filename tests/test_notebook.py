@@ -225,7 +225,9 @@ class OtherSettingsTest(unittest.TestCase):
             self.assertIn("Stopped by hand", printed(notebook))
             self.assertIn("no holdout", tables(notebook))
             self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
-            self.assertEqual(vae_lib.load(output).sample(5).shape, (5, 1, 32, 32))
+            vae = vae_lib.load(output)
+            self.assertEqual(vae.sample(5).shape, (5, 1, 32, 32))
+            self.assertEqual(len(vae.latent.prior_mu), 2)
             before = {path.name: path.read_bytes() for path in output.iterdir()}
             changes.append(("train_anew = True ", "train_anew = False "))
             notebook = execute(folder, 1000, changes, output)
