@@ -273,6 +273,7 @@ class StepsTest(SubmissionTest):
             head + "loss,5\nloss,6\n",
             head + "loss,6\nloss,5,4\n",
             head + "loss,nan\nloss,5\n",
+            head + "loss,6\nloss,nan\nloss,5\n",
             sound.replace("FID_imagenet", "FID_auto"),
             sound.replace("score,", "score,1"),
             sound + "FID,3\n",
