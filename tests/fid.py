@@ -75,7 +75,6 @@ def read_png(path):
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:  # reads the header only
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
-            image.verify()  # the checksums, which reading the pixels does not look at
         check_rows(data)
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             deep = data[24] == 16  # bits, whose transparent grey Pillow cannot compare
@@ -97,7 +96,8 @@ def read_png(path):
 
 
 def check_rows(data):
-    """ValueError if a PNG file's pixel data ends early: Pillow would show the rest as black."""
+    """ValueError if a PNG file's pixel data end early, which Pillow would show as black, or have
+    another checksum than the one in their stream."""
     depth, colour, interlaced = data[24], data[25], data[28]
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     rows = 60 if interlaced else SIZE  # a byte more for each row, of which interlacing has more
@@ -200,12 +200,12 @@ def imagenet_network():
 def imagenet_features(images):
     """EfficientNet-lite0 features (n, 1280) of images (n, 1, 32, 32) in [0, 1], in the unit above.
 
-    Each image is rounded to 8 bits, resized to 128×128 (bilinear, antialiased, 8-bit) and repeated
+    Each image is rounded to 8 bits, resized to 128×128 (bilinear, 8-bit) and repeated
     to three channels; a feature is the mean over positions of the last feature map.
     """
     network, features = imagenet_network(), []
     for batch in as_bytes(images).split(10):  # (10, 1, 32, 32); larger ones spend time on memory
-        large = interpolate(batch, size=(128, 128), mode="bilinear", antialias=True)
+        large = interpolate(batch, size=(128, 128), mode="bilinear")
         x = ((large.float() - 127) / 128).expand(-1, 3, -1, -1)  # (10, 3, 128, 128)
         x = x.contiguous(memory_format=torch.channels_last)  # the faster layout on a processor
         with torch.inference_mode():
@@ -507,7 +507,9 @@ def print_sensitivity(train_folder, holdout_folder, features):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser("python -m tests.fid", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        "python -m tests.fid", description="Compare folders of images."
+    )
     parser.add_argument("real", help="folder of real images, such as data/train")
     parser.add_argument("fake", nargs="?", help="folder of images to judge")
     parser.add_argument("--features", default="auto", help=f"one of {', '.join(FEATURES)}")

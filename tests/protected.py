@@ -64,9 +64,7 @@ def read_list(path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        "python -m tests.protected", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser("python -m tests.protected", description="Name changed files.")
     parser.add_argument("--root", type=Path, help="another folder, to compare with this one")
     parser.add_argument("--list", type=Path, default=HERE / LIST, help="the list to check against")
     parser.add_argument("--renew", action="store_true", help="write the list anew")

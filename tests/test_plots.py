@@ -157,7 +157,10 @@ class FigureTest(unittest.TestCase):
             mock.patch("builtins.print") as printed,
             mock.patch("time.monotonic", side_effect=range(0, 1000, 10)),
         ):
-            found = list(plots.live(training(), 20, film))
+            try:
+                found = list(plots.live(training(), 20, film))
+            except KeyboardInterrupt:  # which would end the tests, too
+                self.fail("live passed the stop button on")
         self.assertEqual([losses.loss for losses in found], [9.0, 8.0, 7.0])
         self.assertEqual([call.args for call in film.record.call_args_list], [(x,) for x in found])
         self.assertEqual(display.return_value.update.call_count, 4)  # 3 epochs, and the end

@@ -82,6 +82,15 @@ class WorkflowTest(unittest.TestCase):
         self.assertIn("-c .github/lowest.txt", steps)
 
 
+class CommandTest(unittest.TestCase):
+    def test_commands_do_without_docstrings(self):
+        """Which `python -OO` strips."""
+        for module in ("tests.fid", "tests.protected", "data.make_data"):
+            with self.subTest(module):
+                command = [sys.executable, "-OO", "-m", module, "--help"]
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+
 class ReadmeTest(unittest.TestCase):
     def setUp(self):
         self.text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -602,6 +602,11 @@ class TrainTest(unittest.TestCase):
             epochs = train(VAE(bars(), hidden=16), bars(), **options)
             self.assertRaisesRegex(ValueError, "epochs .* batch_size .* 1 or more", next, epochs)
 
+    def test_negative_seed(self):
+        """Latin hypercubes take none, which must not come up after the training."""
+        with self.assertRaisesRegex(ValueError, "seed is -1, expected 0 or more"):
+            VAE(bars(), hidden=16, seed=-1)
+
 
 class QualityTest(unittest.TestCase):
     """What a short training reaches: a broken one misses it by far."""
