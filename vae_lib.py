@@ -15,6 +15,7 @@ of latent dimensions.
 """
 
 import math
+import os
 import tempfile
 import zipfile
 from collections import namedtuple
@@ -29,10 +30,16 @@ from torch import nn
 SIZE = 32  # height and width of an image, in pixels
 WAVES = 96  # pairs of sine and cosine that the decoder computes from z
 STRETCH = 0.1  # the decoder's sigmoid runs from −0.1 to 1.1, so that pixels reach black and white
+DRAWS = 4  # of z for each image in a step of the training
 CONSTANT = 0.5 * SIZE**2 * math.log(2 * math.pi)  # nats of −log p(x|z) that the loss leaves out
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
+EXPORTS = (*WEIGHTS, "result.csv", "samples.png")
 
-Losses = namedtuple("Losses", "loss reconstruction kl")  # −ELBO and its two terms, nats per image
+# Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + gaps.
+Losses = namedtuple("Losses", "loss reconstruction kl information gaps")
+
+
+# The model
 
 
 class Encoder(nn.Module):
@@ -51,10 +58,6 @@ class Encoder(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
-        # Posteriors start with sigma about 1/e = 0.37, just under the 0.42 that training makes of
-        # it at first (see `widen`).
-        with torch.no_grad():
-            self.net[-1].bias[latent_dim:] -= 2
 
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
@@ -88,6 +91,7 @@ class Latent(nn.Module):
         Beckman & Conover 1979).
         """
         dim = len(self.prior_mu)
+        seed = int(seed)  # NumPy's integers, too
         if method == "iid":
             epsilon = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))  # (n, D)
         elif method == "latin":
@@ -111,22 +115,22 @@ class Decoder(nn.Module):
     """The likelihood's mean: z (N, D) -> image (N, 1, 32, 32) in [0, 1].
 
     It sees z through waves from long to short, so that near points can decode to different images
-    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739; here their frequencies are
-    learnt, too). `n` is the number of images to learn: more of them need shorter waves.
+    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). `n` is the number of images to
+    learn: more of them need shorter waves.
     """
 
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
-        # `forward` turns z into u, which runs from −√3 to √3. A wave is 2π / frequency long there:
-        # the longest six times as long as this range, the shortest as long as three places, if n
-        # equal ones (10 at least) fill the D dimensions.
-        lowest = 0.3
-        highest = 0.6 * max(10, n) ** (1 / latent_dim)
-        frequency = torch.logspace(math.log10(lowest), math.log10(highest), WAVES)
-        self.frequencies = nn.Parameter(frequency * direction)  # (D, WAVES)
+        # How many waves fit between the ends of the prior: from a sixth of one to a third of the
+        # number of images along each dimension, if n equal places (10 at least) fill them all.
+        most = max(10, n) ** (1 / latent_dim) / 3
+        count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
+        self.register_buffer("waves", count * direction)  # (D, WAVES)
         self.net = nn.Sequential(
             nn.Linear(2 * WAVES, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, hidden),
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
@@ -134,22 +138,13 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z):
-        # If z is from the prior, u is uniform. √3 and √2 give u and the waves a mean square of 1.
-        u = math.sqrt(3) * torch.erf(z / math.sqrt(2))  # (N, D)
-        angle = u @ self.frequencies  # (N, WAVES)
-        waves = math.sqrt(2) * torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
+        u = torch.special.ndtr(z)  # (N, D), uniform in (0, 1) if z is from the prior
+        angle = 2 * math.pi * u @ self.waves  # (N, WAVES)
+        waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
         # A sigmoid never reaches 0 or 1: it is stretched a little, then cut off.
         x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(waves)) - STRETCH  # (N, 1024)
-        return x.clamp(0, 1).unflatten(1, (1, SIZE, SIZE))
-
-
-def check_images(images):
-    """ValueError unless images are two or more of (1, 32, 32) with pixels in [0, 1]."""
-    if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
-        expected = f"expected (N, 1, {SIZE}, {SIZE}) with N of 2 or more"
-        raise ValueError(f"images are {tuple(images.shape)}, {expected}")
-    if not ((images >= 0) & (images <= 1)).all():
-        raise ValueError("images hold pixels outside [0, 1], or NaN: scale them")
+        x = nn.functional.hardtanh(x, 0, 1)  # as clamp, with a faster gradient
+        return x.unflatten(1, (1, SIZE, SIZE))
 
 
 class VAE(nn.Module):
@@ -157,26 +152,22 @@ class VAE(nn.Module):
 
     The images (N, 1, 32, 32) are those that it is to learn; the function `train` below does that,
     not the method `vae.train()`. The constructor takes from them only their number, the mean of
-    each pixel, and the pixels' mean standard deviation. `hidden` is the width of the hidden layers:
-    by default N, but 192 at least and 1024 at most. ValueError if the images or the seed cannot be
-    used.
+    each pixel, and the pixels' mean standard deviation. `hidden` is the width of the hidden layers.
+    ValueError if the images or the seed cannot be used.
     """
 
-    def __init__(self, images, latent_dim=1, hidden=None, seed=0):
+    def __init__(self, images, latent_dim=1, hidden=128, seed=0):
         super().__init__()
         check_images(images)
         if seed < 0:  # torch takes it, but `sample` would not, after the training
             raise ValueError(f"seed is {seed}, expected 0 or more")
-        n = len(images)
-        if hidden is None:
-            hidden = min(max(192, n), 1024)
         mean = images.mean(0)  # (1, 32, 32)
-        deviation = images.std(0).mean().clamp(min=0.01)  # it is 0 if all images are equal
+        deviation = images.std(0).mean()
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed GPUs, too
+            torch.default_generator.manual_seed(int(seed))  # torch.manual_seed reseeds GPUs, too
             self.encoder = Encoder(latent_dim, hidden, mean, deviation)
             self.latent = Latent(latent_dim)
-            self.decoder = Decoder(latent_dim, hidden, n)
+            self.decoder = Decoder(latent_dim, hidden, len(images))
         with torch.no_grad():  # the decoder starts near the mean image
             bias = torch.logit((mean.flatten() + STRETCH) / (1 + 2 * STRETCH))  # (1024,)
             self.decoder.net[-1].bias.copy_(bias)
@@ -199,6 +190,20 @@ class VAE(nn.Module):
         return self.decoder(self.latent.sample(n, method, seed))
 
 
+def check_images(images):
+    """ValueError unless images are (N, 1, 32, 32) with pixels in [0, 1], not all of them equal."""
+    if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
+        expected = f"expected (N, 1, {SIZE}, {SIZE}) with N of 2 or more"
+        raise ValueError(f"images are {tuple(images.shape)}, {expected}")
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError("images hold pixels outside [0, 1], or NaN: scale them")
+    if (images == images[0]).all():
+        raise ValueError("all images are the same, so there is nothing to learn: give others")
+
+
+# The objective
+
+
 def reconstruction_loss(x, x_hat):
     """½‖x − x_hat‖², summed over the pixels: (N,) nats. It is −log N(x; x_hat, I) without its
     constant."""
@@ -213,17 +218,17 @@ def kl_divergence(mu, logvar):
 
 def log_densities(z, mu, logvar):
     """log q(z|x) of each z (M, D) under each posterior, mu and logvar (N, D): (M, N) nats."""
-    posteriors = torch.distributions.Normal(mu, torch.exp(0.5 * logvar))
-    log_q = posteriors.log_prob(z.unsqueeze(1))  # (M, N, D)
-    return log_q.sum(2)
+    distance = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)  # (M, N, D), in standard deviations
+    return -0.5 * (distance.square() + logvar + math.log(2 * math.pi)).sum(2)
 
 
 def aggregate_kl(z, mu, logvar):
     """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of all
     posteriors, mu and logvar (N, D). It is estimated from draws z (M, D) of q(z).
 
-    The mean of the images' KL terms is the sum of two parts: this one, and the information that z
-    holds about which image it came from (Hoffman & Johnson 2016, "ELBO surgery").
+    The mean of the images' KL terms is the sum of two parts: this one, the gaps that the posteriors
+    leave in the prior, and the information that z holds about which image it came from (Hoffman &
+    Johnson 2016, "ELBO surgery").
     """
     log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
     log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
@@ -242,101 +247,6 @@ def best_decoder(z, mu, logvar, images):
     return (weights @ images.flatten(1)).unflatten(1, (1, SIZE, SIZE))
 
 
-def widen(mu, logvar, places):
-    """logvar (N, D) of the posteriors, each widened, if need be, until it fills a place.
-
-    A narrow posterior gets stuck: it can move only as the decoder learns to draw its image
-    elsewhere. Wide ones overlap, and images that share a place share what is drawn there, so
-    similar images end up side by side. With more and more places, a coarse order becomes a fine
-    one.
-
-    Each dimension is cut into `places` places, each with probability 1/places under the prior. The
-    place around mu is about 1 / (places · p(mu)) wide, and six of the posterior's standard
-    deviations fill it. Far out this width grows without bound, so no standard deviation is widened
-    beyond e^1.5.
-    """
-    log_density = torch.distributions.Normal(0, 1).log_prob(mu)  # (N, D), log p(mu)
-    log_sigma = -log_density - math.log(6 * places)  # (N, D), of a posterior that fills its place
-    return torch.maximum(logvar, 2 * log_sigma.clamp(max=1.5))
-
-
-def number_of_places(epoch, epochs, n):
-    """How many places the prior is cut into, over all dimensions. It grows exponentially from 1 to
-    n, a place for each image, over the first 40 % of the epochs."""
-    return n ** min(1, epoch / (0.4 * epochs))
-
-
-def encoder_factor(epoch, epochs):
-    """The encoder's learning rate as a fraction of its initial one. It falls exponentially to 0.01
-    over the first 70 % of the epochs and stays there, so that images then keep their places."""
-    return 0.01 ** min(1, epoch / (0.7 * epochs))
-
-
-def decoder_factor(epoch, epochs):
-    """The decoder's learning rate as a fraction of its initial one. It is 1 for the first 70 % of
-    the epochs, while images still move, then falls to 0 along half a cosine wave."""
-    done = max(0, (epoch / epochs - 0.7) / 0.3)
-    return 0.5 + 0.5 * math.cos(math.pi * done)
-
-
-def train(vae, images, epochs, *, batch_size=100, learning_rate=5e-3, seed=0):
-    """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step, and yield the mean
-    `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks for its losses.
-
-    `learning_rate` is the decoder's initial one; the encoder's is a fifth of it. In the first 40 %
-    of the epochs posteriors are kept wide (see `widen`), and the losses are −ELBO of the wide ones.
-    ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
-    """
-    check_images(images)
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
-    n = len(images)
-    generator = torch.Generator(images.device).manual_seed(seed)
-    # The encoder is slower, so that the decoder keeps up with images that move. The decoder's
-    # gradients shrink as posteriors narrow: with 0.95 in place of 0.999, Adam's average of their
-    # squares forgets the large ones sooner.
-    optimiser = torch.optim.Adam(
-        [
-            {"params": vae.encoder.parameters(), "lr": 0.2 * learning_rate},
-            {"params": vae.decoder.parameters(), "lr": learning_rate, "betas": (0.9, 0.95)},
-        ]
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        [
-            lambda epoch: encoder_factor(epoch, epochs),
-            lambda epoch: decoder_factor(epoch, epochs),
-        ],
-    )
-    for epoch in range(epochs):
-        places = number_of_places(epoch, epochs, n)
-        means = torch.zeros(2)  # reconstruction and KL, over the epoch
-        order = torch.randperm(n, generator=generator, device=images.device)
-        for x in images[order].split(batch_size):
-            mu, logvar = vae.encoder(x)  # (B, D) each
-            if places < n:  # once they are n, posteriors stay as the encoder gives them
-                places_per_dimension = places ** (1 / mu.shape[1])
-                logvar = widen(mu, logvar, places_per_dimension)  # (B, D)
-            z = vae.latent(mu, logvar, generator)  # (B, D)
-            # mu + sigma ε and mu − sigma ε: much of the gradient's noise cancels (antithetic draws)
-            z = torch.cat([z, 2 * mu - z])  # (2B, D)
-            x_hat = vae.decoder(z)  # (2B, 1, 32, 32)
-            reconstruction = reconstruction_loss(x.repeat(2, 1, 1, 1), x_hat).mean()
-            kl = kl_divergence(mu, logvar).sum(1).mean()
-            loss = reconstruction + kl  # −ELBO
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            share = len(x) / n  # of the epoch: the last batch may be smaller
-            means += share * torch.stack([reconstruction, kl]).detach().cpu()
-        scheduler.step()
-        mean_reconstruction, mean_kl = means.tolist()
-        mean_loss = mean_reconstruction + mean_kl
-        if not math.isfinite(mean_loss):
-            raise FloatingPointError("the loss is not finite: try a lower learning_rate")
-        yield Losses(mean_loss, mean_reconstruction, mean_kl)
-
-
 @torch.no_grad()
 def log_likelihood(vae, images, samples=10_000, seed=0):
     """log p(x) of images (N, 1, 32, 32): (N,) nats, with the constant that the loss leaves out.
@@ -351,68 +261,176 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
     return log_p.logsumexp(1) - math.log(samples)
 
 
+# The training: `progress` runs from 0 at its start to 1 at its end
+
+
+def information_weight(progress):
+    """The weight of information in the loss: from 0 to 1 over the first 90 % of the training."""
+    return min(1, progress / 0.9)
+
+
+def gaps_weight(progress):
+    """The weight of gaps in the loss: from 11 to 1 over the first 90 % of the training."""
+    return 11 - 10 * min(1, progress / 0.9)
+
+
+def decoder_rate(progress):
+    """The decoder's learning rate as a fraction of its initial one: 1 for the first 70 % of the
+    training, while images still move, then falling to 0 along a straight line."""
+    return min(1, (1 - progress) / 0.3)
+
+
+def encoder_rate(progress):
+    """The encoder's learning rate as a fraction of the decoder's initial one. It starts at 0.4 and
+    falls to 5 % of that over the first 70 % of the training, so that images settle; then it falls
+    to 0 together with the decoder's."""
+    return 0.4 * 0.05 ** min(1, progress / 0.7) * decoder_rate(progress)
+
+
+def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
+    """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step (by default all), and
+    yield the mean `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks
+    for its losses.
+
+    Information and gaps, the two parts of KL, have weights of their own while it learns (as in
+    InfoVAE, Zhao et al. 2017, arxiv.org/abs/1706.02262, which keeps them); the last tenth of the
+    epochs minimises −ELBO itself. The losses that it yields are −ELBO and its parts, unweighted.
+    ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
+    """
+    check_images(images)
+    n = len(images)
+    batch_size = n if batch_size is None else batch_size
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
+    generator = torch.Generator(images.device).manual_seed(int(seed))
+    # Gradients shrink as posteriors narrow: with 0.95 in place of 0.999, Adam's average of their
+    # squares forgets the large ones sooner.
+    optimiser = torch.optim.Adam(
+        [{"params": vae.encoder.parameters()}, {"params": vae.decoder.parameters()}],
+        lr=learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,  # faster
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        [lambda epoch: encoder_rate(epoch / epochs), lambda epoch: decoder_rate(epoch / epochs)],
+    )
+    for epoch in range(epochs):
+        progress = epoch / epochs
+        means = torch.zeros(3)  # reconstruction, information and gaps, over the epoch
+        order = torch.randperm(n, generator=generator, device=images.device)
+        for x in images[order].split(batch_size):
+            mu, logvar = vae.encoder(x)  # (B, D) each
+            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4B, D)
+            x_hat = vae.decoder(z)  # (4B, 1, 32, 32)
+            x_hat = x_hat.unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
+            reconstruction = reconstruction_loss(x, x_hat).mean()
+            kl = kl_divergence(mu, logvar).sum(1).mean()
+            gaps = aggregate_kl(z, mu, logvar)
+            information = kl - gaps
+            loss = (
+                reconstruction
+                + information_weight(progress) * information
+                + gaps_weight(progress) * gaps
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            share = len(x) / n  # of the epoch: the last batch may be smaller
+            means += share * torch.stack([reconstruction, information, gaps]).detach().cpu()
+        scheduler.step()
+        reconstruction, information, gaps = means.tolist()
+        kl = information + gaps
+        if not math.isfinite(reconstruction + kl):
+            raise FloatingPointError("the loss is not finite: try a lower learning_rate")
+        yield Losses(reconstruction + kl, reconstruction, kl, information, gaps)
+
+
 # Images and files
 
 
 def load_images(folder):
     """All PNG files of a folder in name order, (N, 1, 32, 32) float32 in [0, 1]. ValueError if
     there are fewer than two, or if one cannot be used."""
-    visible = Path(folder).glob("[!.]*")  # macOS leaves hidden files, such as ._0.png
-    paths = [path for path in visible if path.suffix.lower() == ".png"]
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {what}, expected a folder of PNG files: put its path right")
+    # Hidden files are left out (macOS puts ._0.png beside 0.png), and so are folders and pipes.
+    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png"]
     paths = sorted(path for path in paths if path.is_file())
     if len(paths) < 2:
-        raise ValueError(f"{folder} holds {len(paths)} PNG files: put two or more images there")
+        below = sorted({str(path.parent) for path in folder.glob("*/*.png")})
+        hint = f"there are some in {below[0]}: name that folder" if below else "put images there"
+        raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more; {hint}")
     return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
 
 
 def read_image(path):
     """One PNG file as grey, (1, 32, 32) float32 in [0, 1]; ValueError if it cannot be used."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:  # reads the header only
+        start = Path(path).read_bytes()[:20]
+        if start.startswith(b"version https://git-"):
+            raise ValueError("it is a Git LFS placeholder: fetch the image with `git lfs pull`")
+        if not start.startswith(b"\x89PNG"):
+            raise ValueError(f"it is no PNG file, it begins with {start[:8]!r}: save it as PNG")
+        with Image.open(path) as image:
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels does not look at
-        with Image.open(path, formats=["PNG"]) as image:
-            sixteen_bit = image.mode.startswith("I")  # which convert("L") would clip
-            if sixteen_bit and "transparency" in image.info:  # Pillow cannot tell which pixels
-                raise ValueError("it has a transparent grey: flatten it")
+        with Image.open(path) as image:
             if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("it has transparent pixels, which have no grey value: flatten it")
-            pixels = np.array(image if sixteen_bit else image.convert("L"), dtype=np.float32)
-        if sixteen_bit and 0 < pixels.max() < 4096:
-            dark = f"its 16-bit values end at {pixels.max():.0f}, which is nearly black"
-            raise ValueError(f"{dark}: multiply 12-bit values by 16")
+            if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
+                pixels = np.array(image, dtype=np.float32) / 65535
+            else:
+                pixels = np.array(image.convert("L"), dtype=np.float32) / 255
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
-    return torch.from_numpy(pixels / (65535 if sixteen_bit else 255)).unsqueeze(0)
+    return torch.from_numpy(pixels).unsqueeze(0)
+
+
+def check_folder(folder):
+    """Make the folder of the exported files if it is missing, and see that they can be written
+    there. OSError if not: better before the training than after it."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        for name in EXPORTS:
+            if Path(folder, name).exists():
+                Path(folder, name).open("ab").close()  # an older file, perhaps somebody else's
+    except OSError as error:
+        what = f"the exported files cannot be written to {folder} ({error})"
+        raise OSError(f"{what}: choose a folder of your own") from error
 
 
 def save(vae, folder="."):
     """Write encoder.pth, latent.pth and decoder.pth, state dictionaries. Older files stay until all
-    three new ones are written and read back."""
-    with tempfile.TemporaryDirectory(prefix=".part", dir=folder) as part:
-        for name in WEIGHTS:
-            module = getattr(vae, name.removesuffix(".pth"))
-            torch.save(module.state_dict(), Path(part, name))
-            read_state(Path(part, name))
-        for name in WEIGHTS:
-            Path(part, name).replace(Path(folder, name))
+    three new ones are written; OSError if they cannot be, for instance on a full disk."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part", dir=folder) as part:
+            for name in WEIGHTS:
+                module = getattr(vae, name.removesuffix(".pth"))
+                torch.save(module.state_dict(), Path(part, name))
+            for name in WEIGHTS:
+                Path(part, name).replace(Path(folder, name))
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError on a full disk
+        what = f"{', '.join(WEIGHTS)} could not be written to {folder}"
+        raise OSError(f"{what}, make room there and save again: {error}") from error
 
 
 def read_state(path):
-    """The state dictionary in a file; ValueError if it is damaged or not finite. Nothing in the
-    file is executed."""
+    """The state dictionary in a file; ValueError if it is damaged. Nothing in the file is
+    executed."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # the checksums, which torch.load does not compare
         if damaged:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not all(value.isfinite().all() for value in state.values()):
-            raise ValueError("it holds a value that is not finite")
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or foreign file brings about
         raise ValueError(f"{path} cannot be used, export it again: {error}") from error
-    return state
 
 
 def load(folder="."):
@@ -420,14 +438,14 @@ def load(folder="."):
     damaged, or if the three do not fit together."""
     states = {name: read_state(Path(folder, name)) for name in WEIGHTS}
     try:
-        latent_dim = len(states["decoder.pth"]["frequencies"])
+        latent_dim = len(states["latent.pth"]["prior_mu"])
         hidden = len(states["decoder.pth"]["net.2.weight"])
         # Any images do: the files hold what a VAE takes from them.
-        blank = torch.zeros(2, 1, SIZE, SIZE)
-        vae = VAE(blank, latent_dim, hidden)
+        black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, SIZE, SIZE)
+        vae = VAE(black_and_white, latent_dim, hidden)
         for name, state in states.items():
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         what = "the .pth files are not of one VAE of this library, export them again"
         raise ValueError(f"{folder}: {what} ({error})") from error
     return vae.eval()
@@ -436,9 +454,10 @@ def load(folder="."):
 def write_result(path, fid, losses, features="imagenet"):
     """Write result.csv, rows `key,number`: the FID; the FID again under a key that names its
     features, since FIDs from different features cannot be compared; the score, 100 − FID; and the
-    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
+    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields. An older file
+    stays until the new one is written."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
-    rows += [f"loss,{loss}" for loss, _, _ in losses]
-    part = Path(path).with_suffix(".part")  # an older file stays until this one is whole
+    rows += [f"loss,{epoch.loss}" for epoch in losses]
+    part = Path(path).with_suffix(".part")
     part.write_text("\n".join(rows) + "\n")
     part.replace(path)

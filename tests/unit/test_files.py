@@ -1,0 +1,196 @@
+"""Tests of the exported files: the round trip, old files or new ones, and what is refused."""
+
+import io
+import itertools
+import os
+import random
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import nn
+
+from vae_lib import VAE, WEIGHTS, Losses, check_folder, load, save, train, write_result
+
+LOSSES = [Losses(30.123456789, 20.0, 10.123456789, 8.0, 2.123456789), Losses(9.5, 5, 4.5, 4, 0.5)]
+RESULT = "FID,12.5\nFID_imagenet,12.5\nscore,87.5\nloss,30.123456789\nloss,9.5\n"
+
+
+def images(n=3):
+    return torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def small(seed=0, latent_dim=2, hidden=4):
+    """A VAE each of whose files depends on the seed."""
+    vae = VAE(images(), latent_dim, hidden, seed)
+    vae.latent.prior_mu += seed
+    return vae
+
+
+def saved(state, **options):
+    torch.save(state, buffer := io.BytesIO(), **options)
+    return buffer.getvalue()
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class FilesTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="é漢 ")))
+
+    def test_sizes_come_from_the_files(self):
+        x = images(4)
+        for latent_dim, hidden in ((2, 16), (1, 4), (5, 129)):
+            with self.subTest(latent_dim=latent_dim, hidden=hidden):
+                vae = small(3, latent_dim, hidden)
+                list(train(vae, images(), 2))
+                save(vae, self.folder)
+                loaded = load(self.folder)
+                self.assertTrue(torch.equal(loaded.sample(50, seed=1), vae.sample(50, seed=1)))
+                for expected, found in zip(vae.encoder(x), loaded.encoder(x), strict=True):
+                    self.assertTrue(torch.equal(expected, found))
+
+    def test_loaded_model_is_whole(self):
+        """It trains on as the saved one does, and leaves the global random state alone."""
+        vae = small()
+        save(vae, str(self.folder))
+        before = torch.manual_seed(1).get_state()
+        loaded = load(str(self.folder))
+        self.assertTrue(torch.equal(torch.get_rng_state(), before))
+        self.assertFalse(loaded.training)
+        losses = [list(train(model, images(), 3)) for model in (vae, loaded)]
+        self.assertEqual(losses[0], losses[1])
+
+    def test_another_encoder(self):
+        """A student's own, with batch statistics, can be saved; `load` says that it is another."""
+        vae = small()
+        vae.encoder = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4), nn.BatchNorm2d(4))
+        save(vae, self.folder)
+        vae.encoder.load_state_dict(torch.load(self.folder / "encoder.pth", weights_only=True))
+        self.assertRaisesRegex(ValueError, self.folder.name, load, self.folder)
+
+    def test_result(self):
+        path = self.folder / "result.csv"
+        write_result(path, 12.5, LOSSES)
+        self.assertEqual(path.read_bytes().decode(), RESULT)
+
+        def disk_full(part, text):
+            part.write_bytes(text[:5].encode())
+            raise OSError("disk full")
+
+        with mock.patch.object(Path, "write_text", disk_full):
+            self.assertRaises(OSError, write_result, path, 1.0, LOSSES[:1])
+        self.assertEqual(path.read_text(), RESULT)  # the older file is whole
+        write_result(str(path), 0.1 + 0.2, [], "inception")
+        self.assertIn("FID_inception,0.30000000000000004\n", path.read_text())  # every digit
+
+    def test_a_folder_that_cannot_be_written_to(self):
+        check_folder(self.folder / "new" / "one")
+        self.assertTrue((self.folder / "new" / "one").is_dir())
+        (self.folder / "file").write_text("")
+        self.assertRaisesRegex(OSError, "cannot be written", check_folder, self.folder / "file")
+
+    def test_an_export_that_is_broken_off(self):
+        """Older files stay until all three new ones are written, and nothing is left beside
+        them; whether the disk is full, or somebody presses a key."""
+        save(small(1), self.folder)
+        new = contents(self.folder)
+        save(small(0), self.folder)
+        old = contents(self.folder)
+        for owner, name, k, error in (
+            (torch, "save", 2, RuntimeError("no space left")),
+            (torch, "save", 1, KeyboardInterrupt()),
+            (os, "replace", 0, OSError("denied")),
+        ):
+            real = getattr(owner, name)
+            calls = itertools.count()
+
+            def call(*arguments, real=real, calls=calls, k=k, error=error, **options):
+                if next(calls) < k:
+                    return real(*arguments, **options)
+                raise error
+
+            with self.subTest(name, error=error), mock.patch.object(owner, name, call):
+                expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else OSError
+                with self.assertRaises(expected) as raised:
+                    save(small(1), self.folder)
+                if expected is OSError:
+                    self.assertIn("could not be written", str(raised.exception))
+            self.assertEqual(contents(self.folder), old)
+        save(small(1), self.folder)
+        self.assertEqual(contents(self.folder), new)
+
+
+class LoadTest(unittest.TestCase):
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="é漢 ")))
+        save(small(0), self.folder)
+        self.sound = contents(self.folder)
+        self.states = {name: torch.load(self.folder / name) for name in WEIGHTS}
+
+    def load_with(self, name, data):
+        """The weights where one file is these bytes, or missing; None where `load` says which file
+        it cannot use, or that the three do not go together."""
+        path = self.folder / name
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+        try:
+            return load(self.folder).state_dict()
+        except ValueError as error:
+            self.assertRegex(str(error), f"{path} cannot be used|.pth files are not of one")
+        finally:
+            path.write_bytes(self.sound[name])
+
+    def test_nothing_is_executed(self):
+        marker = self.folder / "marker"
+        bomb = type("Bomb", (), {"__reduce__": lambda _: (os.mkdir, (str(marker),))})()
+        for name, state in self.states.items():
+            zipped = saved(state | {"more": bomb})
+            for data in (zipped, saved(bomb, _use_new_zipfile_serialization=False)):
+                self.assertIsNone(self.load_with(name, data))
+                self.assertFalse(marker.exists())
+        torch.load(io.BytesIO(zipped), weights_only=False)  # goes off without care
+        self.assertTrue(marker.exists())
+
+    def test_wrong_files(self):
+        with tempfile.TemporaryDirectory() as other:
+            save(small(0, latent_dim=3, hidden=5), other)
+            others = contents(Path(other))
+        for name, state in self.states.items():
+            key, tensor = next(iter(state.items()))
+            for case, wrong in (
+                *((other, self.sound[other]) for other in WEIGHTS if other != name),
+                ("of other sizes", others[name]),
+                ("missing", None),
+                ("empty", b""),
+                ("text", b"text"),
+                ("end lost", self.sound[name][:-100]),
+                ("a tensor lost", saved({k: state[k] for k in state if k != key})),
+                ("a tensor more", saved(state | {"more": tensor})),
+                ("no tensors", saved({key: 1.0})),
+                ("empty dictionary", saved({})),
+            ):
+                with self.subTest(name=name, case=case):
+                    self.assertIsNone(self.load_with(name, wrong))
+
+    def test_flipped_bits(self):
+        """Each is found, or without effect."""
+        dice = random.Random(0)
+        sound = load(self.folder).state_dict()
+        for name in 20 * WEIGHTS:
+            data = bytearray(self.sound[name])
+            place = dice.randrange(len(data))
+            data[place] ^= 1 << dice.randrange(8)
+            found = self.load_with(name, data)
+            same = found is None or all(torch.equal(found[key], sound[key]) for key in sound)
+            self.assertTrue(same, f"byte {place} of {name}")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,134 @@
+"""Tests of how images are read: every kind of PNG file, what cannot be used, folders."""
+
+import os
+import struct
+import tempfile
+import unittest
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import vae_lib
+from tests import fid
+
+SHADES = np.arange(0, 256, 8, dtype=np.uint8)  # a row of 32 pixels
+GREY = np.tile(SHADES, (32, 1))  # (32, 32)
+DEEP = 257 * GREY.astype(np.uint16) + 1  # 1 more than 8 bits can say
+RED = np.stack([GREY, 0 * GREY, 0 * GREY], axis=2)
+OPAQUE = np.stack([GREY, GREY, GREY, 0 * GREY + 255], axis=2)
+CLEAR = np.stack([GREY, GREY, GREY, 0 * GREY + 254], axis=2)
+
+
+def damaged(data, place):
+    """A file's bytes with one bit flipped."""
+    data = bytearray(data)
+    data[place] ^= 1
+    return bytes(data)
+
+
+class ImagesTest(unittest.TestCase):
+    """`vae_lib.load_images` and the evaluator's `read_folder` read the same files alike."""
+
+    def setUp(self):
+        self.folder = Path(self.enterContext(tempfile.TemporaryDirectory(prefix="é漢 ")))
+
+    def read(self, folder):
+        """What both make of a folder, checked to agree within half a grey level."""
+        images = vae_lib.load_images(folder)
+        self.assertLessEqual((images - fid.read_folder(folder)).abs().max().item(), 0.5 / 255)
+        return images
+
+    def assert_refused(self, words, folder=None):
+        """Both name the folder or file, and say what is wrong in these words."""
+        for read in (vae_lib.load_images, fid.read_folder):
+            with self.subTest(words, read=read.__module__):
+                with self.assertRaisesRegex(ValueError, words) as raised:
+                    read(folder or self.folder)
+                self.assertIn(str(folder or self.folder), str(raised.exception))
+                self.assertLess(len(str(raised.exception)), 300)
+
+    def test_kinds(self):
+        for name, pixels, options, expected in (
+            ("8 bits", GREY, {}, SHADES / 255),
+            (
+                "16 bits",
+                257 * GREY.astype(np.uint16) + 1,
+                {},
+                (257 * SHADES.astype(int) + 1) / 65535,
+            ),
+            ("RGB", RED, {}, 0.299 * SHADES / 255),
+            ("opaque RGBA", OPAQUE, {}, SHADES / 255),
+            ("unused transparent grey", GREY, {"transparency": 7}, SHADES / 255),
+        ):
+            Image.fromarray(pixels).save(self.folder / "0.png", **options)
+            Image.fromarray(GREY).save(self.folder / "1.png")
+            with self.subTest(name):
+                image = self.read(self.folder)[0]
+                self.assertEqual(image.dtype, torch.float32)
+                np.testing.assert_allclose(image[0, 5], expected, atol=0.51 / 255)
+        for mode in ("1", "P", "LA"):
+            Image.fromarray(GREY).convert(mode).save(self.folder / "0.png")
+            with self.subTest(mode):
+                expected = np.array(Image.fromarray(GREY).convert(mode).convert("L")) / 255
+                np.testing.assert_allclose(self.read(self.folder)[0, 0], expected, atol=1e-6)
+
+    def test_unfit_files(self):
+        Image.fromarray(GREY).save(self.folder / "0.png")
+        path = self.folder / "5.png"
+        sound = (self.folder / "0.png").read_bytes()
+        for words, data in (
+            ("5.png.*Git LFS placeholder.*git lfs pull", b"version https://git-lfs.github.com/\n"),
+            ("5.png.*no PNG file.*JFIF", b"\xff\xd8\xff\xe0\x00\x10JFIF"),
+            ("5.png", damaged(sound, len(sound) - 30)),
+            ("5.png", sound[:-40]),
+            ("5.png", b""),
+        ):
+            path.write_bytes(data)
+            self.assert_refused(words)
+        for words, image, options in (
+            ("5.png.*31×32.*32×32", Image.new("L", (32, 31)), {}),
+            ("5.png.*transparent", Image.fromarray(CLEAR), {}),
+            ("5.png.*transparent", Image.fromarray(GREY), {"transparency": 8}),
+        ):
+            image.save(path, **options)
+            self.assert_refused(words)
+
+    def test_16_bits_with_a_transparent_grey(self):
+        """Pillow cannot say which pixels are meant, so the file is refused."""
+        Image.fromarray(GREY).save(self.folder / "0.png")
+        Image.fromarray(DEEP).save(self.folder / "5.png")
+        data = (self.folder / "5.png").read_bytes()
+        key = b"tRNS" + struct.pack(">H", DEEP[0, 1])
+        key = struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
+        place = data.index(b"IDAT") - 4
+        (self.folder / "5.png").write_bytes(data[:place] + key + data[place:])
+        self.assert_refused("5.png")
+
+    def test_folder(self):
+        """PNG files in name order; what is no PNG file by its name, or hidden, is passed over."""
+        for name, shade in {"30.png": 30, "4.PNG": 40, "1.png": 10}.items():
+            Image.new("L", (32, 32), shade).save(self.folder / name)
+        (self.folder / ".2.png").write_text("hidden")
+        (self.folder / "2.txt").write_text("text")
+        (self.folder / "2.png").mkdir()
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(self.folder / "3.png")  # reading it would wait for ever
+        shades = (255 * self.read(str(self.folder))[:, 0, 0, 0]).round().tolist()
+        self.assertEqual(shades, [10, 30, 40])
+
+    def test_folders_that_are_not_as_expected(self):
+        self.assert_refused("holds 0 PNG files")
+        Image.fromarray(GREY).save(self.folder / "1.png")
+        self.assert_refused("holds 1 PNG files?")
+        self.assert_refused("does not exist", self.folder / "trian")
+        self.assert_refused("is a file", self.folder / "1.png")
+        (self.folder / "digits").mkdir()
+        (self.folder / "1.png").rename(self.folder / "digits" / "1.png")
+        self.assert_refused("digits")
+
+
+if __name__ == "__main__":
+    unittest.main()
