@@ -1,7 +1,7 @@
-"""The pictures of the notebook: image grid, losses, film of training, flip book, explorer.
+"""The pictures of the notebook: diagram, image grid, losses, film, posteriors, sliders, listings.
 
 Images are tensors (N, 1, 32, 32) with pixels in [0, 1]; losses are named tuples
-`(loss, reconstruction, kl)`, one an epoch, in nats per image.
+`(loss, reconstruction, kl, information, gaps)`, one an epoch, in nats per image.
 """
 
 import base64
@@ -10,25 +10,39 @@ import inspect
 import io
 import math
 import os
-import textwrap
 import time
 from collections import namedtuple
+from contextlib import contextmanager
+from pathlib import Path
 
 import ipywidgets as widgets
+import matplotlib
 import numpy as np
 import PIL.Image
 import torch
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 from torchvision.utils import make_grid, save_image
 
 LEAST = 1e-3  # nats, at the foot of the losses' logarithmic axis, which has no zero
 FRAMES = 24  # of the film
 
-Moment = namedtuple("Moment", "epoch loss decoded mu logvar")
+Moment = namedtuple("Moment", "epoch losses decoded mu logvar")
 
 
+@contextmanager
+def default_settings():
+    """Figures are made and saved with the settings that matplotlib comes with: those of a user
+    could turn images upside down, or cut the frames of a film to different sizes."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
+@default_settings()
 def image_grid(images, columns=10, rows=(), width=6.0):
     """A figure, `width` inches wide, of images (N, 1, H, W) in a grid, with a label beside each row
     if `rows` gives them."""
@@ -44,27 +58,92 @@ def image_grid(images, columns=10, rows=(), width=6.0):
     return figure
 
 
-def plot_losses(losses, mean_image=None, title=""):
-    """A figure of −ELBO, reconstruction and KL per epoch, each with its mean over the last 2 % of
-    epochs; a horizontal line shows the −ELBO of the mean image, if `mean_image` gives it in nats:
-    a model that ends above it has learnt nothing."""
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set(yscale="log", xlabel="epoch", ylabel="nats per image", title=title)
-    epochs = range(1, len(losses) + 1)
-    marker = "." if len(losses) == 1 else ""  # a single point makes no line
-    for name, values in zip(("−ELBO", "reconstruction", "KL"), np.array(losses).T, strict=True):
-        means = np.array([values[epoch - max(1, epoch // 50) : epoch].mean() for epoch in epochs])
-        label = f"{name} {means[-1]:.2f}"
-        (line,) = axes.plot(epochs, means.clip(LEAST), label=label, marker=marker, zorder=3)
-        axes.plot(epochs, values.clip(LEAST), color=line.get_color(), alpha=0.25, linewidth=0.5)
-    if mean_image is not None:
-        label = f"mean image {mean_image:.2f}"
-        axes.axhline(max(mean_image, LEAST), color="black", linestyle=":", label=label)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+@default_settings()
+def diagram(x=None, x_hat=None):
+    """A figure of a VAE: x → encoder → mu, sigma → z → decoder → D(z). Two images (1, 32, 32), `x`
+    and `x_hat`, stand at its ends if they are given."""
+    figure = Figure(figsize=(7, 1.6))
+    axes = figure.add_axes([0, 0, 1, 1])
+    axes.set(xlim=(0, 7), ylim=(0, 1.6))  # so that all places and lengths are in inches
+    axes.axis("off")
+    middle = 0.62
+    arrow = {"arrowstyle": "-|>", "color": "0.35", "shrinkA": 0, "shrinkB": 0}
+    for start, end in ((0.82, 1.1), (2.1, 2.38), (3.07, 3.35), (4.72, 5.0), (6.0, 6.22)):
+        axes.annotate("", (end, middle), (start, middle), arrowprops=arrow)
+    axes.annotate("", (4.46, middle + 0.16), (4.46, 1.22), arrowprops=arrow)  # to the ε of z
+    for left, name, colour in ((1.18, "encoder", "#cfe3f3"), (5.08, "decoder", "#fbe0c3")):
+        corner = (left, middle - 0.27)
+        box = FancyBboxPatch(corner, 0.84, 0.54, "round,pad=0.08", fc=colour, ec="0.35")
+        axes.add_patch(box)
+        axes.text(left + 0.42, middle, name, ha="center", va="center")
+    symbols = {"size": 13, "ha": "center", "va": "center"}
+    axes.text(2.72, middle, r"$\mu,\ \sigma$", **symbols)
+    axes.text(4.03, middle, r"$z = \mu + \sigma\,\varepsilon$", **symbols)
+    axes.text(4.46, 1.38, r"$\varepsilon \sim \mathcal{N}(0, I)$", **symbols)
+    for centre, image, symbol in ((0.44, x, "$x$"), (6.59, x_hat, "$D(z)$")):
+        if image is None:
+            axes.text(centre, middle, symbol, **symbols)
+        else:
+            axes.text(centre, middle + 0.5, symbol, **symbols)
+            place = [(centre - 0.34) / 7, (middle - 0.34) / 1.6, 0.68 / 7, 0.68 / 1.6]
+            picture = figure.add_axes(place, xticks=[], yticks=[])
+            picture.imshow(image[0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
     return figure
 
 
+@default_settings()
+def plot_losses(losses, mean_image=None, n=None, title=""):
+    """A figure of the losses per epoch, pale, each with its mean over the last 2 % of epochs,
+    strong: left −ELBO, reconstruction and KL, right KL's two parts, information and gaps.
+
+    Two dotted lines help to read them. A model that ends above the −ELBO of the mean image, which
+    `mean_image` gives in nats, has learnt nothing; and ln n is the most that information can be
+    for `n` images.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    left, right = figure.subplots(1, 2)
+    # −ELBO falls from tens of nats to a few, so it needs a logarithmic axis, which has no zero;
+    # gaps end near zero, so they need a linear one.
+    names = {"−ELBO": "loss", "reconstruction": "reconstruction", "KL": "kl"}
+    plot_running_means(left, losses, names, ("C0", "C1", "C2"), LEAST)
+    left.set(yscale="log", xlabel="epoch", ylabel="nats per image")
+    left.yaxis.set_major_formatter("{x:g}")
+    names = {"information": "information", "gaps": "gaps"}
+    top = plot_running_means(right, losses, names, ("C4", "C3"), 0)
+    right.set(xlabel="epoch", ylabel="nats per image")
+    if mean_image is not None:
+        label = f"mean image {mean_image:.2f}"
+        left.axhline(max(mean_image, LEAST), color="black", linestyle=":", label=label)
+    if n is not None:
+        most = math.log(n)
+        right.axhline(most, color="black", linestyle=":", label=f"ln {n} = {most:.2f}")
+        top = max(top, most)
+    right.set_ylim(0, 1.1 * max(top, 0.1))
+    for axes in (left, right):
+        # Two columns in either panel, so that both legends are as high and the panels level
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    return figure
+
+
+def plot_running_means(axes, losses, names, colours, least):
+    """Plot some of the losses, {label: field}, nothing below `least`. The highest running mean."""
+    epochs = np.arange(1, len(losses) + 1)
+    windows = np.maximum(1, epochs // 50)
+    marker = "." if len(losses) == 1 else ""  # a single point makes no line
+    highest = 0
+    for (name, field), colour in zip(names.items(), colours, strict=True):
+        values = np.array([getattr(each, field) for each in losses])
+        sums = np.concatenate([[0], values.cumsum()])
+        means = (sums[epochs] - sums[epochs - windows]) / windows
+        label = f"{name} {means[-1]:.2f}"
+        axes.plot(epochs, values.clip(least), color=colour, alpha=0.25, linewidth=0.5)
+        axes.plot(epochs, means.clip(least), color=colour, label=label, marker=marker, zorder=3)
+        highest = max(highest, means.max())
+    return highest
+
+
+@default_settings()
 def to_png(figure):
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
@@ -89,43 +168,34 @@ def show_rows(rows, alt, width=6.0):
     show(image_grid(images, columns, list(rows), width), alt)
 
 
-class LiveLosses:
-    """The losses of a training run of so many `epochs`, drawn below the cell while it runs."""
-
-    def __init__(self, epochs, mean_image=None):
-        self.epochs = epochs
-        self.mean_image = mean_image
-        self.drawn = -math.inf  # when, in seconds
-        self.handle = display("No epoch is finished yet.", display_id=True)
-
-    def update(self, history):
-        """Draw the losses so far if two seconds have passed, or if training is complete."""
-        if time.monotonic() - self.drawn > 2 or len(history) == self.epochs:
-            self.draw(history)
-
-    def draw(self, history):
-        """Draw the losses so far."""
-        if history:
-            title = f"epoch {len(history)} of {self.epochs}"
-            alt = "Line chart: −ELBO, reconstruction and KL in nats per image over the epochs"
-            show(plot_losses(history, self.mean_image, title), alt, self.handle)
-            self.drawn = time.monotonic()
-
-
 def live(training, epochs, film, mean_image=None):
     """Pass on the losses of `training`, an iterator of so many `epochs`, and meanwhile draw them
-    below the cell and record the `film`. The stop button ends the loop without an error."""
-    chart = LiveLosses(epochs, mean_image)
+    below the cell, with the −ELBO of the mean image in nats if it is given, and record the `film`.
+    The stop button ends the loop without an error."""
+    handle = display("No epoch is finished yet.", display_id=True)
     history = []
+
+    def draw():
+        title = f"epoch {len(history)} of {epochs}"
+        alt = (
+            "Two line charts, nats per image over the epochs: −ELBO, reconstruction and KL; "
+            "KL's two parts, information and gaps"
+        )
+        show(plot_losses(history, mean_image, len(film.images), title), alt, handle)
+
+    drawn = -math.inf  # when, in seconds
     try:
         for losses in training:
             history.append(losses)
-            chart.update(history)
+            if time.monotonic() - drawn > 3:  # a drawing takes half a second, time to train
+                draw()
+                drawn = time.monotonic()
             film.record(losses)
             yield losses
     except KeyboardInterrupt:
         print("Stopped by hand: the model stays as trained so far.")
-    chart.draw(history)
+    if history:
+        draw()
 
 
 class Film:
@@ -135,7 +205,8 @@ class Film:
     def __init__(self, vae, images, epochs):
         self.vae = vae
         self.images = images
-        self.points = vae.latent.sample(25).sort(0).values  # (25, D)
+        points = vae.latent.sample(25)  # (25, D)
+        self.points = points[points[:, 0].argsort()]  # along the first dimension
         shares = np.linspace(0, 1, FRAMES) ** 3  # of the epochs
         self.chosen = set((epochs * shares).round().clip(1).astype(int))
         self.epoch = 0
@@ -148,7 +219,7 @@ class Film:
         if self.epoch in self.chosen:
             decoded = self.vae.decoder(self.points).cpu()  # (25, 1, 32, 32)
             mu, logvar = self.vae.encoder(self.images)  # (N, D) each
-            moment = Moment(self.epoch, losses.loss, decoded, mu.cpu(), logvar.cpu())
+            moment = Moment(self.epoch, losses, decoded, mu.cpu(), logvar.cpu())
             self.moments.append(moment)
 
     def show(self):
@@ -167,10 +238,26 @@ class Film:
             alt="Left, decoded points of the prior; right, where the posterior of each image lies",
         )
 
+    def show_posteriors(self):
+        """Display every image's posterior, their average and the prior at up to three moments:
+        the first, the one nearest to a tenth of the epochs, and the last."""
+        if not self.moments:
+            print("There are no posteriors to show: no epoch was finished.")
+            return
+        first, last = self.moments[0], self.moments[-1]
+        between = min(self.moments, key=lambda moment: abs(moment.epoch - last.epoch / 10))
+        chosen = {moment.epoch: moment for moment in (first, between, last)}  # each once
+        alt = (
+            "Curves over z: the posteriors of all images as small bells, their sum, and the prior, "
+            f"at epochs {', '.join(map(str, chosen))}"
+        )
+        show(plot_posteriors(chosen.values()), alt)
 
+
+@default_settings()
 def film_frame(moment, order):
     """One moment of the film, (H, W, 3) bytes: left the decoded points; right a row for each image,
-    in this order, with a bar from mu − 2 sigma to mu + 2 sigma, as shares of the prior."""
+    in this order, with a bar where its posterior lies."""
     columns = math.ceil(math.sqrt(len(moment.decoded)))
     grid = make_grid(moment.decoded, columns, pad_value=1)[0]
     height, width = 2 * grid.shape[0], 2 * grid.shape[1]  # whole pixels, which make small files
@@ -179,12 +266,9 @@ def film_frame(moment, order):
     left = figure.add_axes([10 / size[0], 48 / size[1], width / size[0], height / size[1]])
     right = figure.add_axes([1 - 310 / size[0], 48 / size[1], 300 / size[0], height / size[1]])
     left.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    left.set(title=f"epoch {moment.epoch}: −ELBO {moment.loss:.1f}", xticks=[], yticks=[])
+    left.set(title=f"epoch {moment.epoch}: −ELBO {moment.losses.loss:.1f}", xticks=[], yticks=[])
     left.spines[:].set_visible(False)
-    mu = moment.mu[order, 0]  # (N,), the first latent dimension
-    sigma = torch.exp(0.5 * moment.logvar[order, 0])  # (N,)
-    low = torch.special.ndtr(mu - 2 * sigma)  # the standard normal distribution function
-    high = torch.special.ndtr(mu + 2 * sigma)
+    low, high = bars(moment.mu[order], moment.logvar[order])  # (N,) each
     n = len(order)
     points_high = 0.72 * height  # of the axes
     right.hlines(range(n), low, high, color="#0072B2", linewidth=0.8 * points_high / n)
@@ -192,6 +276,57 @@ def film_frame(moment, order):
     right.set(ylim=(n - 0.5, -0.5), xlabel="share of the prior below $z$", ylabel="images")
     picture = PIL.Image.open(io.BytesIO(to_png(figure)))
     return np.asarray(picture.convert("RGB"))
+
+
+def bars(mu, logvar):
+    """Where posteriors (N, D) lie in the first latent dimension: from mu − 2 sigma to mu + 2 sigma,
+    (N,) each, as the shares of the prior that are below."""
+    sigma = torch.exp(0.5 * logvar[:, 0])  # (N,)
+    low = torch.special.ndtr(mu[:, 0] - 2 * sigma)  # the standard normal distribution function
+    high = torch.special.ndtr(mu[:, 0] + 2 * sigma)
+    return low, high
+
+
+@default_settings()
+def plot_posteriors(moments):
+    """A figure with a panel for each moment: the posterior density of each image i as a share of
+    all, qᵢ(z)/n, their sum q(z), and the prior's density, over the first latent dimension.
+
+    Posteriors that lie side by side tell images apart, which is worth ln n nats; where the sum is
+    far from the prior, images crowd or leave gaps.
+    """
+    moments = list(moments)
+    n = len(moments[-1].mu)
+    figure = Figure(figsize=(9, 1.6 * len(moments) + 0.8), layout="constrained")
+    panels = figure.subplots(len(moments), sharex=True, sharey=True, squeeze=False)[:, 0]
+    ranks = moments[-1].mu[:, 0].argsort().argsort().numpy()  # (N,), places in the last order
+    colours = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, n)[ranks])  # (N, 4)
+    evenly = np.linspace(-3.2, 3.2, 641)  # (641,), over nearly all of the prior
+    prior = np.exp(-0.5 * evenly**2) / math.sqrt(2 * math.pi)  # (641,)
+    for axes, moment in zip(panels, moments, strict=True):
+        mu = moment.mu[:, :1].double().numpy()  # (N, 1)
+        sigma = np.exp(0.5 * moment.logvar[:, :1].double().numpy())  # (N, 1)
+        # Late posteriors are a hundred times as narrow as the prior: each has points of its own.
+        steps = np.linspace(-4, 4, 65)
+        z = mu + sigma * steps  # (N, 65)
+        shares = np.exp(-0.5 * steps**2) / (n * sigma * math.sqrt(2 * math.pi))  # (N, 65)
+        bells = PolyCollection(np.stack([z, shares], axis=2), facecolors=colours, alpha=0.75)
+        axes.add_collection(bells)
+        places = np.sort(np.concatenate([evenly, z[:, ::4].ravel()]))  # (M,)
+        densities = np.exp(-0.5 * ((places - mu) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
+        axes.fill_between(places, densities.mean(0), color="0.85", zorder=0)  # behind the bells
+        axes.plot(evenly, prior, color="black")
+        information, gaps = moment.losses.information, moment.losses.gaps
+        title = f"epoch {moment.epoch}: information {information:.2f} nats, gaps {gaps:.2f} nats"
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.set(yticks=[], ylabel="density")
+    top = min(panels[0].get_ylim()[1], 2.0)  # a crowd at the start must not dwarf all else
+    panels[0].set(xlim=evenly[[0, -1]], ylim=(0, top))
+    panels[-1].set_xlabel("$z$" if moments[-1].mu.shape[1] == 1 else "$z_1$")
+    handles = [panels[0].lines[0], *panels[0].collections[::-1]]
+    names = ["prior $p(z)$", "$q(z)$, sum of all", "$q_i(z)/n$, posterior of an image"]
+    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    return figure
 
 
 def flip_book(images, label):
@@ -290,9 +425,20 @@ def explorer_widget(decode, latent_dim):
 
 
 def show_source(*parts):
-    """Display the source of functions and classes as highlighted Python."""
-    sources = [textwrap.dedent(inspect.getsource(part)) for part in parts]
-    display(Markdown("```python\n" + "\n".join(sources) + "```"))
+    """Display the source of functions, methods and classes as highlighted Python, each below the
+    file and the line where it stands."""
+    display(Markdown("\n\n".join(listing(part) for part in parts)))
+
+
+def listing(part):
+    """The source of one function, method or class as Markdown."""
+    lines, first = inspect.getsourcelines(part)
+    source = "".join(lines)
+    owner = part.__qualname__.rpartition(".")[0]
+    if owner:  # a method, which says little without its class
+        head = inspect.getsource(getattr(inspect.getmodule(part), owner)).splitlines()[0]
+        source = f"{head}\n    ...\n\n{source}"
+    return f"`{Path(inspect.getsourcefile(part)).name}`, line {first}\n\n```python\n{source}```"
 
 
 def save_grid(images, path):

@@ -1,0 +1,58 @@
+"""The notebook executed in copies of the project: once, with few epochs, for the whole suite."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from unittest import mock
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = "assignment_09.ipynb"
+
+
+def copy_project(folder):
+    """Copy what notebook and page need into `folder`."""
+    shutil.copytree(ROOT / "data", folder / "data")
+    (folder / "tests").mkdir()
+    for path in (ROOT / "tests").glob("*.py"):
+        shutil.copy(path, folder / "tests")
+    for name in ("vae_lib.py", "plots.py", "page.py", "page.html.j2", NOTEBOOK):
+        shutil.copy(ROOT / name, folder)
+
+
+def execute(folder, epochs, changes=(), output="."):
+    """The notebook of a copied project, executed there with texts of its code changed, (old, new)
+    pairs; the files that it writes go to `output`."""
+    notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
+    for old, new in changes:
+        cells = [cell for cell in notebook.cells if old in cell.source]
+        if len(cells) != 1:
+            raise ValueError(f"{old!r} occurs in {len(cells)} cells, expected 1")
+        cells[0].source = cells[0].source.replace(old, new)
+    environment = {"VAE_EPOCHS": str(epochs), "VAE_OUTPUT": str(output)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    with mock.patch.dict(os.environ, environment):
+        client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
+        client.config.KernelManager.transport_encryption = "auto"  # left out, it prints a warning
+        client.execute()
+    return notebook
+
+
+@lru_cache(maxsize=1)
+def executed_notebook():
+    """A copied project, in a folder with a space and an umlaut in its name, and its notebook after
+    30 epochs, which stands there as assignment_09.ipynb, too: (folder, notebook). All tests share
+    them, so none may change the folder."""
+    temporary = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = Path(temporary) / "Übung 09"
+    folder.mkdir()
+    copy_project(folder)
+    notebook = execute(folder, 30)
+    nbformat.write(notebook, folder / NOTEBOOK)
+    return folder, notebook

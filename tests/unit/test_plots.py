@@ -1,0 +1,282 @@
+"""Tests of plots.py: what its figures, films, sliders and listings show."""
+
+import base64
+import inspect
+import io
+import re
+import unittest
+import warnings
+from types import SimpleNamespace
+from unittest import mock
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+
+import plots
+import vae_lib
+from vae_lib import Losses
+
+USER_SETTINGS = {
+    "image.origin": "lower",
+    "savefig.bbox": "tight",
+    "savefig.dpi": 60,
+    "font.size": 30,
+    "lines.linewidth": 9,
+}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def film_of(epochs, n=3, dim=1):
+    """A film of a stand-in for a VAE that does not change: its decoder shows z[0] as a grey."""
+    mu = torch.linspace(-1, 1, n).unsqueeze(1).expand(n, dim)
+    vae = SimpleNamespace(
+        latent=vae_lib.Latent(dim),
+        encoder=lambda images: (mu, torch.full((n, dim), -4.0)),
+        decoder=lambda z: z[:, :1, None, None].expand(-1, 1, 32, 32).clamp(0, 1),
+    )
+    film = plots.Film(vae, torch.zeros(n, 1, 32, 32), epochs)
+    for epoch in range(1, epochs + 1):
+        film.record(Losses(30.0 - epoch, 20.0, 10.0 - epoch, 9.0 - epoch, 1.0))
+    return film
+
+
+def displayed(function, *arguments):
+    """The data and the metadata of what the function displays."""
+    with mock.patch.object(plots, "display") as display:
+        function(*arguments)
+    shown = display.call_args.args[0]
+    if isinstance(shown, dict):
+        return shown, display.call_args.kwargs["metadata"]
+    return shown._repr_mimebundle_()
+
+
+def frames_of(page):
+    """The frames of the sheet in a slider's page, (frames, H, W, 3) bytes."""
+    png = base64.b64decode(re.search("url\\(data:image/png;base64,([^)]+)", page)[1])
+    last = int(re.search('max="(\\d+)"', page)[1])
+    sheet = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    return np.stack(np.split(sheet, last + 1))
+
+
+class FigureTest(unittest.TestCase):
+    def test_image_grid(self):
+        images = torch.rand(7, 1, 32, 32, generator=seeded(0))
+        figure = plots.image_grid(images, columns=4, rows=["one", "two"], width=5)
+        axes = figure.axes[0]
+        grid = torch.tensor(np.array(axes.images[0].get_array()))  # with a border of 2 pixels
+        for i, image in enumerate(images):
+            top, left = 2 + i // 4 * 34, 2 + i % 4 * 34
+            self.assertTrue(torch.equal(grid[top : top + 32, left : left + 32], image[0]))
+        self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["one", "two"])
+        self.assertEqual(axes.images[0].get_clim(), (0, 1))
+
+    def test_losses_and_their_means(self):
+        losses = [Losses(30.0, 20.0, 10.0, 8.0, 2.0)] * 99 + [Losses(9.0, 5.0, 4.0, 3.0, 1.0)]
+        figure = plots.plot_losses(losses, mean_image=25.5, n=100)
+        labels, ends, means = [], [], []
+        for axes in figure.axes:
+            labels += [text.get_text() for text in axes.get_legend().get_texts()]
+            lines = [line.get_ydata() for line in axes.lines if len(line.get_ydata()) == 100]
+            ends += [line[-1] for line in lines[::2]]
+            means += [line[-1] for line in lines[1::2]]
+        self.assertEqual(ends, [9, 5, 4, 3, 1])
+        np.testing.assert_allclose(means, [19.5, 12.5, 7, 5.5, 1.5])  # of two epochs
+        left = ["−ELBO 19.50", "reconstruction 12.50", "KL 7.00", "mean image 25.50"]
+        self.assertEqual(labels, [*left, "information 5.50", "gaps 1.50", "ln 100 = 4.61"])
+
+    def test_losses_of_one_epoch_and_of_zero_are_seen(self):
+        for loss in (Losses(25.0, 25.0, 0.0, 0.1, -0.1), Losses(0.0, 0.0, 0.0, 0.0, 0.0)):
+            figure = plots.plot_losses([loss], mean_image=0.0, n=2)
+            with warnings.catch_warnings(action="error", category=UserWarning):
+                plots.to_png(figure)
+            for axes in figure.axes:
+                low, high = axes.get_ylim()
+                for line in axes.lines[1:-1:2]:
+                    self.assertTrue(low <= line.get_ydata()[0] < high, loss)
+                    self.assertNotIn(line.get_marker(), ("", "None"))
+
+    def test_live_passes_losses_on_until_the_stop_button(self):
+        """Meanwhile it draws now and then, and at the end; the film has all epochs."""
+
+        def training():
+            for epoch in range(8):
+                yield Losses(9.0 - epoch, 5.0, 4.0 - epoch, 3.0, 1.0 - epoch)
+            raise KeyboardInterrupt
+
+        film = mock.Mock(images=torch.zeros(2, 1, 32, 32))
+        with (
+            mock.patch.object(plots, "display") as display,
+            mock.patch("builtins.print") as printed,
+            mock.patch("time.monotonic", side_effect=range(1000)),
+        ):
+            try:
+                found = list(plots.live(training(), 50, film))
+            except KeyboardInterrupt:  # which would end the tests, too
+                self.fail("live passed the stop button on")
+        self.assertEqual([losses.loss for losses in found], [9.0 - epoch for epoch in range(8)])
+        self.assertEqual([call.args for call in film.record.call_args_list], [(x,) for x in found])
+        display.assert_called_once()  # so that a single picture stays
+        pictures = [call.args[0] for call in display.return_value.update.call_args_list]
+        self.assertTrue(1 < len(pictures) < 8)
+        self.assertGreater(len(pictures[-1]._repr_mimebundle_()[1]["image/png"]["alt"]), 20)
+        self.assertIn("Stopped by hand", printed.call_args.args[0])
+
+    def test_users_settings_change_nothing(self):
+        images = torch.rand(7, 1, 32, 32, generator=seeded(0))
+        film = film_of(3)
+
+        def pictures():
+            figures = [
+                plots.image_grid(images),
+                plots.diagram(images[0], images[1]),
+                plots.plot_losses([moment.losses for moment in film.moments], 25.5, 3),
+                plots.plot_posteriors(film.moments[:1]),
+            ]
+            frames = displayed(film.show)[0]["image/png"]
+            return [*(plots.to_png(figure) for figure in figures), frames]
+
+        expected = pictures()
+        with matplotlib.rc_context(USER_SETTINGS):
+            self.assertTrue(all(map(bytes.__eq__, pictures(), expected)))
+            self.assertEqual(matplotlib.rcParams["font.size"], 30)  # and they stay
+
+    def test_diagram_shows_the_two_images(self):
+        self.assertEqual(sum(len(axes.images) for axes in plots.diagram().axes), 0)
+        x, x_hat = torch.rand(2, 1, 32, 32, generator=seeded(0))
+        shown = [axes.images[0].get_array() for axes in plots.diagram(x, x_hat).axes if axes.images]
+        np.testing.assert_array_equal(shown, torch.cat([x, x_hat]))
+
+
+class FilmTest(unittest.TestCase):
+    def test_moments(self):
+        for epochs in (1, 2, 47, 5000):
+            film = film_of(epochs)
+            chosen = [moment.epoch for moment in film.moments]
+            self.assertEqual([chosen[0], chosen[-1]], [1, epochs])
+            self.assertEqual(chosen, sorted(set(chosen)))
+            self.assertLessEqual(len(chosen), 24)
+            self.assertEqual(
+                [moment.losses.loss for moment in film.moments], [30 - e for e in chosen]
+            )
+        self.assertGreater(len(chosen), 20)  # of 5000
+        self.assertLess(chosen[len(chosen) // 2], 1250)  # early ones are close together
+
+    def test_points_are_draws_from_the_prior_in_order(self):
+        """Whole draws: sorting each dimension by itself would tie the dimensions together."""
+        film = film_of(1, dim=2)
+        drawn = vae_lib.Latent(2).sample(25).tolist()
+        self.assertEqual(film.points.tolist(), sorted(drawn))
+        decoded = film.vae.decoder(film.points)
+        self.assertTrue(torch.equal(film.moments[0].decoded, decoded))
+
+    def test_any_number_of_images_and_dimensions(self):
+        for n, dim, epochs in ((2, 1, 1), (300, 1, 2), (7, 2, 5)):
+            film = film_of(epochs, n, dim)
+            data, metadata = displayed(film.show)
+            frames = frames_of(data["text/html"])
+            self.assertEqual(len(frames), epochs)
+            self.assertGreater(len(metadata["image/png"]["alt"]), 20)
+            with Image.open(io.BytesIO(data["image/png"])) as still:
+                self.assertEqual(still.size, (frames.shape[2], 3 * frames.shape[1]))
+            _, metadata = displayed(film.show_posteriors)
+            self.assertGreater(len(metadata["image/png"]["alt"]), 20)
+
+    def test_no_epoch_says_so(self):
+        for show in (film_of(0).show, film_of(0).show_posteriors):
+            with mock.patch("builtins.print") as printed:
+                show()
+            self.assertIn("no epoch was finished", printed.call_args.args[0])
+
+    def test_bars_are_four_sigma_of_the_prior(self):
+        mu = torch.tensor([[0.0, 9.0], [0.6745, 9.0]])  # the middle and the third quarter
+        low, high = plots.bars(mu, torch.tensor([[0.0, 9.0], [-20.0, 9.0]]))
+        np.testing.assert_allclose(low, [0.02275, 0.75], atol=1e-4)
+        np.testing.assert_allclose(high, [0.97725, 0.75], atol=1e-4)
+
+    def test_film_shows_images_in_their_last_order(self):
+        film = film_of(2)
+        film.moments[-1] = film.moments[-1]._replace(mu=torch.tensor([[0.5], [0.9], [0.1]]))
+        frame = np.zeros((8, 8, 3), np.uint8)
+        with mock.patch.object(plots, "film_frame", return_value=frame) as film_frame:
+            displayed(film.show)
+        self.assertEqual([call.args[1].tolist() for call in film_frame.mock_calls], [[2, 0, 1]] * 2)
+
+    def test_posteriors_early_between_and_late(self):
+        film = film_of(1000)
+        with mock.patch.object(plots, "show") as show:
+            film.show_posteriors()
+        axes = show.call_args.args[0].axes
+        epochs = [int(re.search("epoch (\\d+)", panel.get_title("left"))[1]) for panel in axes]
+        self.assertEqual([epochs[0], epochs[2]], [1, 1000])
+        self.assertTrue(80 < epochs[1] < 125, epochs)
+        bells, total = axes[0].collections
+        for path, mu in zip(bells.get_paths(), (-1, 0, 1), strict=True):
+            z, share = path.vertices[:-1].T
+            self.assertAlmostEqual(np.trapezoid(share, z), 1 / 3, delta=1e-3)
+            self.assertAlmostEqual(z[share.argmax()], mu)
+        highest = 1 / (3 * np.exp(-2) * np.sqrt(2 * np.pi))  # these bells do not overlap
+        self.assertAlmostEqual(total.get_paths()[0].vertices[:, 1].max(), highest, delta=1e-6)
+        z, prior = axes[0].lines[0].get_data()
+        np.testing.assert_allclose(prior, np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
+
+
+class FlipBookTest(unittest.TestCase):
+    def test_frames_still_and_label(self):
+        shades = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1)
+        data, metadata = displayed(plots.flip_book, shades.expand(3, 1, 32, 32), "place <on> it")
+        frames = frames_of(data["text/html"])
+        np.testing.assert_allclose(frames[:, 5, 5, 0], [0, 128, 255], atol=2)
+        self.assertIn("place &lt;on&gt; it", data["text/html"])
+        with Image.open(io.BytesIO(data["image/png"])) as still:
+            self.assertEqual(still.convert("L").getpixel((100, 100)), 255)  # the last frame
+        self.assertGreater(len(metadata["image/png"]["alt"]), 20)
+
+
+class ExplorerTest(unittest.TestCase):
+    def test_each_slider_changes_the_picture(self):
+        def decode(z):
+            grey = 0.5 + 0.1 * z[:, 0] + 0.01 * z.sum(1)
+            return grey.view(1, 1, 1, 1).expand(1, 1, 32, 32)
+
+        canvas, column = plots.explorer_widget(decode, latent_dim=2).children
+        for slider, grey in zip(column.children, (155, 160), strict=True):
+            slider.value = 1.0 if slider is column.children[0] else 2.0
+            with Image.open(io.BytesIO(canvas.value)) as picture:
+                self.assertAlmostEqual(picture.convert("L").getpixel((9, 9)), grey, delta=1)
+
+    def test_widgets_where_somebody_can_move_them(self):
+        """JupyterLab offers to answer input(), nbconvert does not; plain Python has no kernel."""
+        for offered in (True, False, None):
+            kernel = mock.Mock()
+            kernel.get_parent.return_value = {"content": {"allow_stdin": offered}}
+            shell = SimpleNamespace(kernel=None if offered is None else kernel)
+            with (
+                mock.patch.object(plots, "get_ipython", return_value=shell),
+                mock.patch.object(plots, "display") as display,
+                mock.patch("builtins.print") as printed,
+            ):
+                plots.explorer(lambda z: z.view(1, 1, 1, 1).clamp(0, 1), 1)
+            self.assertEqual(display.called, bool(offered))
+            self.assertEqual(printed.called, not offered)
+
+
+class ListingTest(unittest.TestCase):
+    def test_listings_name_file_and_line(self):
+        with mock.patch.object(plots, "display") as display:
+            plots.show_source(vae_lib.Encoder, vae_lib.Latent.forward)
+        text = display.call_args.args[0].data
+        for part in (vae_lib.Encoder, vae_lib.Latent.forward):
+            source = inspect.getsource(part)
+            self.assertIn(source, text)
+            lines_before = inspect.getsource(vae_lib).split(source)[0].splitlines()
+            self.assertIn(f"`vae_lib.py`, line {len(lines_before) + 1}\n", text)
+        self.assertIn("class Latent(nn.Module):\n    ...\n\n    def forward", text)
+
+
+if __name__ == "__main__":
+    unittest.main()
