@@ -444,6 +444,9 @@ def listing(part):
 def save_grid(images, path):
     """Write a PNG picture of images (N, 1, H, W), ten in a row, each three times as large."""
     large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)  # (N, 1, 3H, 3W)
-    part = f"{path}.part"
-    save_image(make_grid(large, nrow=10, padding=6, pad_value=1), part, "png")
-    os.replace(part, path)
+    part = f"{path}.part"  # an older picture stays until this one is whole
+    try:
+        save_image(make_grid(large, nrow=10, padding=6, pad_value=1), part, "png")
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path} could not be written, make room and try again: {error}") from error

@@ -19,6 +19,7 @@ import os
 import tempfile
 import zipfile
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,8 @@ class Decoder(nn.Module):
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
-        # How many waves fit between the ends of the prior: from a sixth of one to a third of the
-        # number of images along each dimension, if n equal places (10 at least) fill them all.
+        # So many waves fit between the ends of the prior: a sixth of one to a third of one for each
+        # of n (10 at least) places along a dimension.
         most = max(10, n) ** (1 / latent_dim) / 3
         count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
         self.register_buffer("waves", count * direction)  # (D, WAVES)
@@ -150,10 +151,9 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, latent and decoder, with random weights drawn from `seed`.
 
-    The images (N, 1, 32, 32) are those that it is to learn; the function `train` below does that,
-    not the method `vae.train()`. The constructor takes from them only their number, the mean of
-    each pixel, and the pixels' mean standard deviation. `hidden` is the width of the hidden layers.
-    ValueError if the images or the seed cannot be used.
+    The images (N, 1, 32, 32) are those that it is to learn by `train`, below. The constructor takes
+    only their number, the mean of each pixel, and the pixels' mean standard deviation from them.
+    `hidden` is the width of the hidden layers. ValueError if images or seed cannot be used.
     """
 
     def __init__(self, images, latent_dim=1, hidden=128, seed=0):
@@ -226,9 +226,8 @@ def aggregate_kl(z, mu, logvar):
     """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of all
     posteriors, mu and logvar (N, D). It is estimated from draws z (M, D) of q(z).
 
-    The mean of the images' KL terms is the sum of two parts: this one, the gaps that the posteriors
-    leave in the prior, and the information that z holds about which image it came from (Hoffman &
-    Johnson 2016, "ELBO surgery").
+    It is one of two parts of the mean KL: the gaps that posteriors leave in the prior. The other is
+    the information in z about which image it came from (Hoffman & Johnson 2016, "ELBO surgery").
     """
     log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
     log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
@@ -239,9 +238,8 @@ def best_decoder(z, mu, logvar, images):
     """What the best of all decoders makes of z (M, D): (M, 1, 32, 32).
 
     With the given posteriors, mu and logvar (N, D) of the images (N, 1, 32, 32), no decoder has a
-    lower −ELBO. At each z it has to minimise Σᵢ qᵢ(z) ½‖xᵢ − decoder(z)‖², so it shows the average
-    of the images, each weighted by the density qᵢ(z) of its posterior (Fyffe 2019,
-    arxiv.org/abs/1912.10309).
+    lower −ELBO: at each z it shows the average of the images, each weighted by the density of its
+    posterior (Fyffe 2019, arxiv.org/abs/1912.10309).
     """
     weights = log_densities(z, mu, logvar).softmax(dim=1)  # (M, N)
     return (weights @ images.flatten(1)).unflatten(1, (1, SIZE, SIZE))
@@ -251,9 +249,9 @@ def best_decoder(z, mu, logvar, images):
 def log_likelihood(vae, images, samples=10_000, seed=0):
     """log p(x) of images (N, 1, 32, 32): (N,) nats, with the constant that the loss leaves out.
 
-    It is the log of the mean of p(x|z) over evenly spread draws of z from the prior. On average
-    this is a lower bound (Burda et al. 2016, arxiv.org/abs/1509.00519, eq. 8, with the prior in
-    place of the encoder): a tight one for one or two latent dimensions, a loose one for many.
+    It is the log of the mean of p(x|z) over evenly spread draws of z from the prior, on average a
+    lower bound (Burda et al. 2016, arxiv.org/abs/1509.00519, eq. 8, with the prior in place of the
+    encoder): a tight one for one or two latent dimensions, a loose one for many.
     """
     x_hat = vae.sample(samples, "latin", seed)  # (S, 1, 32, 32)
     distance = torch.cdist(images.flatten(1), x_hat.flatten(1))  # (N, S)
@@ -292,10 +290,10 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     yield the mean `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks
     for its losses.
 
-    Information and gaps, the two parts of KL, have weights of their own while it learns (as in
-    InfoVAE, Zhao et al. 2017, arxiv.org/abs/1706.02262, which keeps them); the last tenth of the
-    epochs minimises −ELBO itself. The losses that it yields are −ELBO and its parts, unweighted.
-    ValueError if the images or a setting cannot be used, FloatingPointError if training diverges.
+    Information and gaps, the two parts of KL, have weights a and b (as in InfoVAE, Zhao et al.
+    2017, arxiv.org/abs/1706.02262, which keeps them; here both end at 1). The losses that it yields
+    are unweighted. ValueError if the images or a setting cannot be used, FloatingPointError if
+    training diverges.
     """
     check_images(images)
     n = len(images)
@@ -305,18 +303,13 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     generator = torch.Generator(images.device).manual_seed(int(seed))
     # Gradients shrink as posteriors narrow: with 0.95 in place of 0.999, Adam's average of their
     # squares forgets the large ones sooner.
-    optimiser = torch.optim.Adam(
-        [{"params": vae.encoder.parameters()}, {"params": vae.decoder.parameters()}],
-        lr=learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,  # faster
-    )
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        [lambda epoch: encoder_rate(epoch / epochs), lambda epoch: decoder_rate(epoch / epochs)],
-    )
+    groups = [{"params": vae.encoder.parameters()}, {"params": vae.decoder.parameters()}]
+    optimiser = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+    rates = [lambda epoch: encoder_rate(epoch / epochs), lambda epoch: decoder_rate(epoch / epochs)]
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
     for epoch in range(epochs):
-        progress = epoch / epochs
+        a = information_weight(epoch / epochs)
+        b = gaps_weight(epoch / epochs)
         means = torch.zeros(3)  # reconstruction, information and gaps, over the epoch
         order = torch.randperm(n, generator=generator, device=images.device)
         for x in images[order].split(batch_size):
@@ -328,11 +321,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
             kl = kl_divergence(mu, logvar).sum(1).mean()
             gaps = aggregate_kl(z, mu, logvar)
             information = kl - gaps
-            loss = (
-                reconstruction
-                + information_weight(progress) * information
-                + gaps_weight(progress) * gaps
-            )
+            loss = reconstruction + a * information + b * gaps
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -352,17 +341,16 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
 def load_images(folder):
     """All PNG files of a folder in name order, (N, 1, 32, 32) float32 in [0, 1]. ValueError if
     there are fewer than two, or if one cannot be used."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise ValueError(f"{folder} {what}, expected a folder of PNG files: put its path right")
-    # Hidden files are left out (macOS puts ._0.png beside 0.png), and so are folders and pipes.
-    paths = [path for path in folder.glob("[!.]*") if path.suffix.lower() == ".png"]
+    if not Path(folder).is_dir():
+        what = "is a file" if Path(folder).exists() else "does not exist"
+        raise ValueError(f"{folder} {what}: expected a folder of PNG files")
+    visible = Path(folder).glob("[!.]*")  # macOS leaves hidden files, such as ._0.png
+    paths = [path for path in visible if path.suffix.lower() == ".png"]
     paths = sorted(path for path in paths if path.is_file())
     if len(paths) < 2:
-        below = sorted({str(path.parent) for path in folder.glob("*/*.png")})
-        hint = f"there are some in {below[0]}: name that folder" if below else "put images there"
-        raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more; {hint}")
+        below = [f": did you mean {path.parent}?" for path in Path(folder).glob("*/*.png")]
+        hint = below[0] if below else ""
+        raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more{hint}")
     return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
 
 
@@ -373,26 +361,25 @@ def read_image(path):
         if start.startswith(b"version https://git-"):
             raise ValueError("it is a Git LFS placeholder: fetch the image with `git lfs pull`")
         if not start.startswith(b"\x89PNG"):
-            raise ValueError(f"it is no PNG file, it begins with {start[:8]!r}: save it as PNG")
+            raise ValueError(f"it is no PNG file, it begins with {start[:16]}: save it as PNG")
         with Image.open(path) as image:
             if image.size != (SIZE, SIZE):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels does not look at
         with Image.open(path) as image:
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, which have no grey value: flatten it")
-            if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
-                pixels = np.array(image, dtype=np.float32) / 65535
-            else:
-                pixels = np.array(image.convert("L"), dtype=np.float32) / 255
+            deep = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
+            clear = image.has_transparency_data
+            if clear and (deep or image.convert("RGBA").getextrema()[3][0] < 255):
+                raise ValueError("it has transparent pixels, which are not grey: flatten it")
+            pixels = np.array(image if deep else image.convert("L"), dtype=np.float32)
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
-    return torch.from_numpy(pixels).unsqueeze(0)
+    return torch.from_numpy(pixels / (65535 if deep else 255)).unsqueeze(0)
 
 
 def check_folder(folder):
-    """Make the folder of the exported files if it is missing, and see that they can be written
-    there. OSError if not: better before the training than after it."""
+    """Make the folder of the exported files, and see that they can be written there. OSError if
+    not: better before the training than after it."""
     try:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -405,19 +392,24 @@ def check_folder(folder):
         raise OSError(f"{what}: choose a folder of your own") from error
 
 
-def save(vae, folder="."):
-    """Write encoder.pth, latent.pth and decoder.pth, state dictionaries. Older files stay until all
-    three new ones are written; OSError if they cannot be, for instance on a full disk."""
+def replace_files(folder, writers):
+    """Write files into a folder, {name: function that writes to a path}. Older ones stay until all
+    new ones are written; OSError if they cannot be, for instance on a full disk."""
     try:
         with tempfile.TemporaryDirectory(prefix=".part", dir=folder) as part:
-            for name in WEIGHTS:
-                module = getattr(vae, name.removesuffix(".pth"))
-                torch.save(module.state_dict(), Path(part, name))
-            for name in WEIGHTS:
+            for name, write in writers.items():
+                write(Path(part, name))
+            for name in writers:
                 Path(part, name).replace(Path(folder, name))
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError on a full disk
-        what = f"{', '.join(WEIGHTS)} could not be written to {folder}"
-        raise OSError(f"{what}, make room there and save again: {error}") from error
+    except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError
+        what = f"{', '.join(writers)} could not be written to {folder}"
+        raise OSError(f"{what}, make room there and try again: {error}") from error
+
+
+def save(vae, folder="."):
+    """Write encoder.pth, latent.pth and decoder.pth, state dictionaries, all three or none."""
+    states = {name: getattr(vae, name.removesuffix(".pth")).state_dict() for name in WEIGHTS}
+    replace_files(folder, {name: partial(torch.save, state) for name, state in states.items()})
 
 
 def read_state(path):
@@ -440,9 +432,8 @@ def load(folder="."):
     try:
         latent_dim = len(states["latent.pth"]["prior_mu"])
         hidden = len(states["decoder.pth"]["net.2.weight"])
-        # Any images do: the files hold what a VAE takes from them.
         black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, SIZE, SIZE)
-        vae = VAE(black_and_white, latent_dim, hidden)
+        vae = VAE(black_and_white, latent_dim, hidden)  # what it takes from images is in the files
         for name, state in states.items():
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
@@ -454,10 +445,9 @@ def load(folder="."):
 def write_result(path, fid, losses, features="imagenet"):
     """Write result.csv, rows `key,number`: the FID; the FID again under a key that names its
     features, since FIDs from different features cannot be compared; the score, 100 − FID; and the
-    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields. An older file
-    stays until the new one is written."""
+    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
     rows += [f"loss,{epoch.loss}" for epoch in losses]
-    part = Path(path).with_suffix(".part")
-    part.write_text("\n".join(rows) + "\n")
-    part.replace(path)
+    text = "\n".join(rows) + "\n"
+    path = Path(path)
+    replace_files(path.parent, {path.name: lambda part: part.write_text(text)})

@@ -82,8 +82,11 @@ class FilesTest(unittest.TestCase):
             part.write_bytes(text[:5].encode())
             raise OSError("disk full")
 
-        with mock.patch.object(Path, "write_text", disk_full):
-            self.assertRaises(OSError, write_result, path, 1.0, LOSSES[:1])
+        with (
+            mock.patch.object(Path, "write_text", disk_full),
+            self.assertRaisesRegex(OSError, "result.csv could not be written"),
+        ):
+            write_result(path, 1.0, LOSSES[:1])
         self.assertEqual(path.read_text(), RESULT)  # the older file is whole
         write_result(str(path), 0.1 + 0.2, [], "inception")
         self.assertIn("FID_inception,0.30000000000000004\n", path.read_text())  # every digit

@@ -1,0 +1,170 @@
+"""Tests of assignment_09.ipynb: as committed, and executed with few epochs in a temporary copy."""
+
+import re
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import torch
+from PIL import Image
+
+import vae_lib
+from tests import fid as evaluator
+from tests.run_test import read_result
+from tests.unit.executed import NOTEBOOK, ROOT, copy_project, execute, executed_notebook
+
+
+def outputs(notebook):
+    return [out for cell in notebook.cells for out in cell.get("outputs", [])]
+
+
+def printed(notebook):
+    return "".join(out.text for out in outputs(notebook) if out.output_type == "stream")
+
+
+def tables(notebook):
+    return "".join(out.get("data", {}).get("text/markdown", "") for out in outputs(notebook))
+
+
+def tiles(path):
+    """The 100 images of samples.png, (100, 32, 32) uint8."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    found = []
+    for row in range(10):
+        for column in range(10):
+            top = 6 + 102 * row  # 96 pixels and a border of 6
+            left = 6 + 102 * column
+            found.append(pixels[top : top + 96 : 3, left : left + 96 : 3])
+    return np.stack(found)
+
+
+class CommittedTest(unittest.TestCase):
+    """The file in the repository."""
+
+    def test_executed_from_top_to_bottom_and_clean(self):
+        notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        counts = [cell.execution_count for cell in code]
+        self.assertEqual(counts, list(range(1, len(code) + 1)))
+        self.assertNotIn("widgets", notebook.metadata)
+        for cell in code:
+            self.assertNotIn("execution", cell.metadata)  # timings
+        for out in outputs(notebook):
+            self.assertIn(out.output_type, ("stream", "display_data", "execute_result"))
+            self.assertNotEqual(out.get("name"), "stderr")
+            if "image/png" in out.get("data", {}):
+                self.assertGreater(len(out.metadata["image/png"]["alt"]), 20)
+
+    def test_exports_equal_what_it_printed(self):
+        notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+        figures, _ = read_result(ROOT / "result.csv")
+        if f"FID {figures['FID']:.2f}," not in printed(notebook):
+            self.skipTest("the files were exported anew since the notebook was saved")
+        self.assertIn(f"score 100 − FID = {figures['score']:.2f}", printed(notebook))
+
+
+class ExecutedTest(unittest.TestCase):
+    """A copy, executed with 30 epochs, in a folder whose name has a space and an umlaut."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder, cls.notebook = executed_notebook()
+        cls.images = vae_lib.load_images(cls.folder / "data" / "train")
+        cls.vae = vae_lib.load(cls.folder)
+
+    def test_result_is_that_of_the_exported_model(self):
+        figures, losses = read_result(self.folder / "result.csv")
+        samples = self.vae.sample(100, "latin", seed=0)
+        real = evaluator.imagenet_features(self.images)
+        fid = evaluator.frechet_distance(real, evaluator.imagenet_features(samples))
+        self.assertAlmostEqual(figures["FID"], fid, delta=1e-3 * fid)
+        told = float(re.search(r"FID (\S+), score", printed(self.notebook))[1])
+        self.assertAlmostEqual(told, fid, delta=0.01 + 1e-3 * fid)
+        vae = vae_lib.VAE(self.images, seed=0)
+        expected = [epoch.loss for epoch in vae_lib.train(vae, self.images, 30)]
+        np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+    def test_picture_shows_the_samples_in_order(self):
+        samples = self.vae.sample(100, "latin", seed=0)
+        expected = 255 * samples.squeeze(1).numpy()  # (100, 32, 32)
+        difference = np.abs(tiles(self.folder / "samples.png") - expected)
+        self.assertLessEqual(difference.max(), 1)
+
+    def test_loss_is_set_beside_the_best(self):
+        """By the draws that the notebook takes, 100 for each image."""
+        found = {}
+        for words in ("nothing is learnt", "of our model", "of the best decoder"):
+            line = next(row for row in printed(self.notebook).splitlines() if words in row)
+            found[words] = float(line.split()[0])
+        mean_image = 0.5 * (self.images - self.images.mean(0)).square().flatten(1).sum(1).mean()
+        self.assertAlmostEqual(found["nothing is learnt"], mean_image.item(), delta=0.01)
+        with torch.no_grad():
+            mu, logvar = self.vae.encoder(self.images)
+            kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1).mean()
+            many = mu.repeat(100, 1), logvar.repeat(100, 1)
+            z = self.vae.latent(*many, torch.Generator().manual_seed(0))
+            difference = self.images.repeat(100, 1, 1, 1) - self.vae.decoder(z)
+            loss = 0.5 * difference.square().flatten(1).sum(1).mean() + kl
+        self.assertAlmostEqual(found["of our model"], loss.item(), delta=0.02)
+        self.assertLess(found["of the best decoder"], found["of our model"])
+
+    def test_card_judges_what_it_names(self):
+        real = evaluator.imagenet_features(self.images)
+        sets = {"reconstructions": self.vae.reconstruct(self.images)}
+        if (self.folder / "data" / "holdout").is_dir():
+            sets["holdout"] = vae_lib.load_images(self.folder / "data" / "holdout")
+        for name, images in sets.items():
+            fid = evaluator.frechet_distance(real, evaluator.imagenet_features(images))
+            self.assertRegex(tables(self.notebook), rf"\| {name}.* \| {fid:.1f} \|")
+        for method in ("latin", "iid"):
+            row = re.search(rf"\| samples, {method} \| (\S+) ± ", tables(self.notebook))
+            draw = evaluator.imagenet_features(self.vae.sample(100, method, 1000))
+            fid = evaluator.frechet_distance(real, draw)
+            self.assertAlmostEqual(float(row[1]) / fid, 1, delta=0.3)
+
+
+class OtherSettingsTest(unittest.TestCase):
+    """Seven images of another subject, no holdout, two latent dimensions, training stopped by
+    hand, another folder for the files, and features that cost nothing."""
+
+    def test_runs_to_the_end(self):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "checkout"
+            folder.mkdir()
+            output = Path(temporary) / "output" / "new"
+            copy_project(folder)
+            shutil.rmtree(folder / "data")
+            (folder / "data" / "train").mkdir(parents=True)
+            y, x = np.mgrid[:32, :32]
+            for i in range(7):  # dark discs on white
+                grey = 255 - 255 / (1 + np.exp(np.hypot(x - 8 - 2 * i, y - 16) - 5))
+                picture = Image.fromarray(grey.astype(np.uint8))
+                picture.save(folder / "data" / "train" / f"{i}.png")
+            with open(folder / "vae_lib.py", "a", encoding="utf-8") as file:
+                file.write(
+                    "\n\ndef interrupted(*arguments, original=train, **options):\n"
+                    "    for epoch, losses in enumerate(original(*arguments, **options)):\n"
+                    "        if epoch == 20:\n"
+                    "            raise KeyboardInterrupt\n"
+                    "        yield losses\n\n\ntrain = interrupted\n"
+                )
+            with open(folder / "tests" / "fid.py", "a", encoding="utf-8") as file:
+                file.write(
+                    "\n\ndef extract(images, features='imagenet'):\n"
+                    "    return images[:, 0, ::4, ::4].flatten(1).numpy()\n"
+                )
+            changes = [("latent_dim = 1 ", "latent_dim = 2 ")]
+            notebook = execute(folder, 1000, changes, output)
+            self.assertEqual({path.name for path in output.iterdir()}, set(vae_lib.EXPORTS))
+            self.assertIn("Stopped by hand", printed(notebook))
+            self.assertIn("no holdout", tables(notebook))
+            self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
+            self.assertEqual(len(vae_lib.load(output).latent.prior_mu), 2)
+
+
+if __name__ == "__main__":
+    unittest.main()

