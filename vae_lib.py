@@ -6,9 +6,9 @@
 
 The posterior here is the encoder's approximation of the true one, p(z|x).
 
-Training minimises −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)) in nats, summed over
-pixels and latent dimensions and averaged over images (Kingma & Welling 2014,
-arxiv.org/abs/1312.6114). The likelihood's constant, ½ log 2π for each of 1024 pixels, is left out.
+The objective is −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)) in nats, summed over pixels
+and latent dimensions and averaged over images (Kingma & Welling 2014, arxiv.org/abs/1312.6114). The
+likelihood's constant, ½ log 2π for each of 1024 pixels, is left out.
 
 Images are float tensors (N, 1, 32, 32) with pixels in [0, 1]. N is a number of images, D the number
 of latent dimensions.
@@ -36,7 +36,7 @@ CONSTANT = 0.5 * SIZE**2 * math.log(2 * math.pi)  # nats of −log p(x|z) that t
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
 EXPORTS = (*WEIGHTS, "result.csv", "samples.png")
 
-# Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + gaps.
+# Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + gaps (`aggregate_kl`).
 Losses = namedtuple("Losses", "loss reconstruction kl information gaps")
 
 
@@ -123,8 +123,8 @@ class Decoder(nn.Module):
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
-        # So many waves fit between the ends of the prior: a sixth of one to a third of one for each
-        # of n (10 at least) places along a dimension.
+        # So many waves from end to end of the prior. In one dimension: from a sixth of a wave to a
+        # third of a wave for each image (of 10 at least).
         most = max(10, n) ** (1 / latent_dim) / 3
         count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
         self.register_buffer("waves", count * direction)  # (D, WAVES)
@@ -139,11 +139,11 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z):
-        u = torch.special.ndtr(z)  # (N, D), uniform in (0, 1) if z is from the prior
+        u = torch.special.ndtr(z)  # (N, D), normal CDF: uniform in (0, 1) if z is from the prior
         angle = 2 * math.pi * u @ self.waves  # (N, WAVES)
-        waves = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
+        features = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
         # A sigmoid never reaches 0 or 1: it is stretched a little, then cut off.
-        x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(waves)) - STRETCH  # (N, 1024)
+        x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(features)) - STRETCH  # (N, 1024)
         x = nn.functional.hardtanh(x, 0, 1)  # as clamp, with a faster gradient
         return x.unflatten(1, (1, SIZE, SIZE))
 
@@ -159,7 +159,7 @@ class VAE(nn.Module):
     def __init__(self, images, latent_dim=1, hidden=128, seed=0):
         super().__init__()
         check_images(images)
-        if seed < 0:  # torch takes it, but `sample` would not, after the training
+        if seed < 0:  # torch takes it, but latin draws with it would fail after the training
             raise ValueError(f"seed is {seed}, expected 0 or more")
         mean = images.mean(0)  # (1, 32, 32)
         deviation = images.std(0).mean()
@@ -196,7 +196,7 @@ def check_images(images):
         expected = f"expected (N, 1, {SIZE}, {SIZE}) with N of 2 or more"
         raise ValueError(f"images are {tuple(images.shape)}, {expected}")
     if not ((images >= 0) & (images <= 1)).all():
-        raise ValueError("images hold pixels outside [0, 1], or NaN: scale them")
+        raise ValueError("images hold NaN or pixels outside [0, 1]: scale them to this range")
     if (images == images[0]).all():
         raise ValueError("all images are the same, so there is nothing to learn: give others")
 
@@ -205,8 +205,8 @@ def check_images(images):
 
 
 def reconstruction_loss(x, x_hat):
-    """½‖x − x_hat‖², summed over the pixels: (N,) nats. It is −log N(x; x_hat, I) without its
-    constant."""
+    """½‖x − x_hat‖² in nats, summed over the pixels: a number for each image. It is
+    −log N(x; x_hat, I) without its constant."""
     return 0.5 * (x - x_hat).square().sum((-3, -2, -1))
 
 
@@ -223,11 +223,12 @@ def log_densities(z, mu, logvar):
 
 
 def aggregate_kl(z, mu, logvar):
-    """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of all
+    """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of the given
     posteriors, mu and logvar (N, D). It is estimated from draws z (M, D) of q(z).
 
-    It is one of two parts of the mean KL: the gaps that posteriors leave in the prior. The other is
-    the information in z about which image it came from (Hoffman & Johnson 2016, "ELBO surgery").
+    It is one of two parts of the mean KL, which we call gaps: those that the posteriors leave in
+    the prior. The other part is the information that z holds about which image it came from
+    (Hoffman & Johnson 2016, "ELBO surgery").
     """
     log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
     log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
@@ -259,7 +260,8 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
     return log_p.logsumexp(1) - math.log(samples)
 
 
-# The training: `progress` runs from 0 at its start to 1 at its end
+# The training: `progress` runs from 0 at its start to 1 at its end. At first information costs
+# nothing and gaps cost much, so that images spread evenly while the encoder still learns fast.
 
 
 def information_weight(progress):
@@ -290,10 +292,9 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     yield the mean `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks
     for its losses.
 
-    Information and gaps, the two parts of KL, have weights a and b (as in InfoVAE, Zhao et al.
-    2017, arxiv.org/abs/1706.02262, which keeps them; here both end at 1). The losses that it yields
-    are unweighted. ValueError if the images or a setting cannot be used, FloatingPointError if
-    training diverges.
+    Information and gaps, the two parts of KL, have weights a and b that end at 1 (InfoVAE, Zhao et
+    al. 2017, arxiv.org/abs/1706.02262, keeps such weights). The losses that it yields are without
+    them. ValueError if images or settings cannot be used, FloatingPointError if training diverges.
     """
     check_images(images)
     n = len(images)
@@ -314,9 +315,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
         order = torch.randperm(n, generator=generator, device=images.device)
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, D) each
-            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4B, D)
-            x_hat = vae.decoder(z)  # (4B, 1, 32, 32)
-            x_hat = x_hat.unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
+            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4·B, D)
+            x_hat = vae.decoder(z).unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
             reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
             gaps = aggregate_kl(z, mu, logvar)
@@ -367,14 +367,14 @@ def read_image(path):
                 raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
             image.verify()  # the checksums, which reading the pixels does not look at
         with Image.open(path) as image:
-            deep = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
-            clear = image.has_transparency_data
-            if clear and (deep or image.convert("RGBA").getextrema()[3][0] < 255):
+            sixteen_bits = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
+            alpha = image.has_transparency_data
+            if alpha and (sixteen_bits or image.convert("RGBA").getextrema()[3][0] < 255):
                 raise ValueError("it has transparent pixels, which are not grey: flatten it")
-            pixels = np.array(image if deep else image.convert("L"), dtype=np.float32)
+            pixels = np.array(image if sixteen_bits else image.convert("L"), dtype=np.float32)
     except Exception as error:  # Pillow has no common type for what damaged files raise
         raise ValueError(f"{path} cannot be used: {error}") from error
-    return torch.from_numpy(pixels / (65535 if deep else 255)).unsqueeze(0)
+    return torch.from_numpy(pixels / (65535 if sixteen_bits else 255)).unsqueeze(0)
 
 
 def check_folder(folder):
@@ -407,7 +407,7 @@ def replace_files(folder, writers):
 
 
 def save(vae, folder="."):
-    """Write encoder.pth, latent.pth and decoder.pth, state dictionaries, all three or none."""
+    """Write the state dictionaries encoder.pth, latent.pth and decoder.pth."""
     states = {name: getattr(vae, name.removesuffix(".pth")).state_dict() for name in WEIGHTS}
     replace_files(folder, {name: partial(torch.save, state) for name, state in states.items()})
 
@@ -432,8 +432,8 @@ def load(folder="."):
     try:
         latent_dim = len(states["latent.pth"]["prior_mu"])
         hidden = len(states["decoder.pth"]["net.2.weight"])
-        black_and_white = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, SIZE, SIZE)
-        vae = VAE(black_and_white, latent_dim, hidden)  # what it takes from images is in the files
+        any_images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, SIZE, SIZE)
+        vae = VAE(any_images, latent_dim, hidden)  # what it takes from images is in the files
         for name, state in states.items():
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image, ImageChops
 from traitlets.config import PyFileConfigLoader
 
-from tests.unit.executed import NOTEBOOK, ROOT, executed_notebook
+from tests.unit.executed import NOTEBOOK, ROOT, executed_notebook, use_cheap_features
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
@@ -184,6 +184,7 @@ class LabTest(BrowserTest):
     def setUpClass(cls):
         super().setUpClass()
         shutil.copy(cls.work / NOTEBOOK, cls.work / "untrusted.ipynb")
+        use_cheap_features(cls.work)
         log = cls.work / "log"
         homes = ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")
         variables = os.environ | {name: str(cls.work / name) for name in homes}
@@ -223,7 +224,7 @@ class LabTest(BrowserTest):
         page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
         drawn, figure = set(), page.locator(".jp-OutputArea img").last  # the newest picture
         src = "all => all.map((e) => e.src)"
-        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 4, 1800, "drawings")
+        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 3, 1800, "drawings")
         page.get_by_role("button", name="Interrupt the kernel").click()
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
         until(lambda: "[*]:" not in prompts.all_text_contents(), 3600, "the end of all cells")

@@ -13,8 +13,15 @@ from PIL import Image
 
 import vae_lib
 from tests import fid as evaluator
-from tests.run_test import read_result
-from tests.unit.executed import NOTEBOOK, ROOT, copy_project, execute, executed_notebook
+from tests.eval_test import read_result
+from tests.unit.executed import (
+    NOTEBOOK,
+    ROOT,
+    copy_project,
+    execute,
+    executed_notebook,
+    use_cheap_features,
+)
 
 
 def outputs(notebook):
@@ -152,11 +159,7 @@ class OtherSettingsTest(unittest.TestCase):
                     "            raise KeyboardInterrupt\n"
                     "        yield losses\n\n\ntrain = interrupted\n"
                 )
-            with open(folder / "tests" / "fid.py", "a", encoding="utf-8") as file:
-                file.write(
-                    "\n\ndef extract(images, features='imagenet'):\n"
-                    "    return images[:, 0, ::4, ::4].flatten(1).numpy()\n"
-                )
+            use_cheap_features(folder)
             changes = [("latent_dim = 1 ", "latent_dim = 2 ")]
             notebook = execute(folder, 1000, changes, output)
             self.assertEqual({path.name for path in output.iterdir()}, set(vae_lib.EXPORTS))

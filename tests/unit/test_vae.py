@@ -280,7 +280,7 @@ class ModelTest(unittest.TestCase):
         equal = [bars()[:1].repeat(3, 1, 1, 1)]
         for wrong, message in (
             (shapes, r"images are .* expected \(N, 1, 32, 32\)"),
-            (values, r"pixels outside \[0, 1\]"),
+            (values, r"NaN or pixels outside \[0, 1\]"),
             (equal, "all images are the same"),
         ):
             for images in wrong:
