@@ -324,7 +324,7 @@ def plot_posteriors(moments):
     panels[0].set(xlim=evenly[[0, -1]], ylim=(0, top))
     panels[-1].set_xlabel("$z$" if moments[-1].mu.shape[1] == 1 else "$z_1$")
     handles = [panels[0].lines[0], *panels[0].collections[::-1]]
-    names = ["prior $p(z)$", "$q(z)$, sum of all", "$q_i(z)/n$, posterior of an image"]
+    names = ["prior $p(z)$", "$q(z)$, sum of all", "$q_i(z)/N$, posterior of an image"]
     figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
