@@ -94,7 +94,7 @@ def compare(name, rate, seconds, seed, draws):
 
 def peers(options):
     """A table: other models after equal times of training."""
-    seconds = 45 * options.epochs / measure.EPOCHS
+    seconds = 30 * options.epochs / measure.EPOCHS
     trials = {}
     for name, (_, _, fixed) in PEERS.items():
         for rate in RATES if fixed is None else (fixed,):
@@ -103,7 +103,7 @@ def peers(options):
     rates = {
         name: min((tried[key], key[1]) for key in tried if key[0] == name)[1] for name in PEERS
     }
-    seeds = range(measure.FIRST_SEED, measure.FIRST_SEED + min(3, options.seeds))
+    seeds = range(measure.FIRST_SEED, measure.FIRST_SEED + min(2, options.seeds))
     tasks = {}
     for name in (OURS, *PEERS):
         for seed in seeds:
