@@ -94,8 +94,9 @@ def notebook(options):
     def after(cell, cell_index, execute_reply):
         nonlocal title, last
         for earlier in book.cells[:cell_index]:
-            if earlier.cell_type == "markdown" and earlier.source.startswith("#"):
-                title = earlier.source.splitlines()[0].lstrip("# ")
+            for line in earlier.source.splitlines():
+                if earlier.cell_type == "markdown" and line.startswith("## "):
+                    title = line.removeprefix("## ")
         now = time.perf_counter()
         seconds[title] = seconds.get(title, 0.0) + now - last
         last = now
