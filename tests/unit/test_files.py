@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import random
 import tempfile
 import unittest
 from pathlib import Path
@@ -181,18 +180,6 @@ class LoadTest(unittest.TestCase):
             ):
                 with self.subTest(name=name, case=case):
                     self.assertIsNone(self.load_with(name, wrong))
-
-    def test_flipped_bits(self):
-        """Each is found, or without effect."""
-        dice = random.Random(0)
-        sound = load(self.folder).state_dict()
-        for name in 20 * WEIGHTS:
-            data = bytearray(self.sound[name])
-            place = dice.randrange(len(data))
-            data[place] ^= 1 << dice.randrange(8)
-            found = self.load_with(name, data)
-            same = found is None or all(torch.equal(found[key], sound[key]) for key in sound)
-            self.assertTrue(same, f"byte {place} of {name}")
 
 
 if __name__ == "__main__":
