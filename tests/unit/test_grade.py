@@ -397,19 +397,24 @@ class GradeTest(SubmissionTest):
         self.assertNotIn("in tests:", said)
 
     def test_a_hostile_one_gets_the_figure_of_its_files(self):
+        """Its code runs in a process of its own; nothing is imported from its folder, and what it
+        says of itself, or does to the evaluator, counts for nothing."""
         (self.folder / "vae_lib.py").write_text(Path(stranger.__file__).read_text() + HOSTILE)
-        bait = "raise SystemExit('IMPORTED')"
-        for name in ("csv", "PIL", "unittest", "sitecustomize", "torch", "tests/eval_test"):
-            (self.folder / f"{name}.py").parent.mkdir(exist_ok=True)
-            (self.folder / f"{name}.py").write_text(bait)
-        write_result(self.folder, 1.0, [9, 5])
-        said, status = self.graded()
-        self.assertEqual(status, 1, said)
-        self.assertIn("1 changed in tests: eval_test.py", said)
-        self.assertIn("40 of 40 samples are training images, pixel for pixel", said)
-        self.assertNotIn("IMPORTED", said)
-        last = said.splitlines()[-1]
-        self.assertRegex(last, r"^GRADE failed: .*the samples have score 100\.0 \(FID 0\.0")
+        for name in ("csv", "PIL", "unittest", "sitecustomize", "torch", "json"):
+            (self.folder / f"{name}.py").write_text("raise SystemExit('IMPORTED')")
+        write_images(blocks(), self.folder / "data" / "train")
+        outcome = self.folder.parent / "outcome.json"
+        problems = grade.run("run_submission.py", [outcome], self.folder, 60)
+        self.assertEqual(problems, [], self.printed.getvalue())
+        self.assertIn("99", (self.folder / "result_autograding.csv").read_text())
+        with (
+            mock.patch.dict(os.environ, VAE_OUTCOME=str(outcome)),
+            mock.patch.multiple(run_test, SUBMISSION=self.folder, ROOT=self.clone),
+        ):
+            run_test.RunTest.setUpClass()
+        self.assertEqual(run_test.RunTest.judged["copies"], DRAWS * SAMPLES)
+        said = (self.folder / "result_autograding.csv").read_text()
+        self.assertIn("score,100.0\n", said)
 
     def test_differences_are_named_where_they_count(self):
         tests = self.folder / "tests"
