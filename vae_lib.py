@@ -192,8 +192,7 @@ class VAE(nn.Module):
 def check_images(images):
     """ValueError unless images are (N, 1, 32, 32) with pixels in [0, 1], not all of them equal."""
     if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
-        expected = f"expected (N, 1, {SIZE}, {SIZE}) with N of 2 or more"
-        raise ValueError(f"images are {tuple(images.shape)}, {expected}")
+        raise ValueError(f"images are {tuple(images.shape)}, expected (2 or more, 1, 32, 32)")
     if not ((images >= 0) & (images <= 1)).all():
         raise ValueError("images hold NaN or pixels outside [0, 1]: scale them to this range")
     if (images == images[0]).all():
@@ -349,8 +348,7 @@ def load_images(folder):
     paths = [path for path in visible if path.suffix.lower() == ".png"]
     paths = sorted(path for path in paths if path.is_file())
     if len(paths) < 2:
-        below = [f": did you mean {path.parent}?" for path in Path(folder).glob("*/*.png")]
-        hint = below[0] if below else ""
+        hint = next((f": did you mean {path.parent}?" for path in Path(folder).glob("*/*.png")), "")
         raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more{hint}")
     return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
 

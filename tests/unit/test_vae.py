@@ -282,7 +282,7 @@ class ModelTest(unittest.TestCase):
         values = [255 * bars(), bars() - 0.01, bars() / bars()]
         equal = [bars()[:1].repeat(3, 1, 1, 1)]
         for wrong, message in (
-            (shapes, r"images are .* expected \(N, 1, 32, 32\)"),
+            (shapes, r"images are .* expected \(2 or more, 1, 32, 32\)"),
             (values, r"NaN or pixels outside \[0, 1\]"),
             (equal, "all images are the same"),
         ):
