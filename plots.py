@@ -205,7 +205,7 @@ class Film:
     def __init__(self, vae, images, epochs):
         self.vae = vae
         self.images = images
-        points = vae.latent.sample(25)  # (25, D)
+        points = vae.latent.sample(25)  # (25, L)
         self.points = points[points[:, 0].argsort()]  # along the first dimension
         shares = np.linspace(0, 1, FRAMES) ** 3  # of the epochs
         self.chosen = set((epochs * shares).round().clip(1).astype(int))
@@ -218,7 +218,7 @@ class Film:
         self.epoch += 1
         if self.epoch in self.chosen:
             decoded = self.vae.decoder(self.points).cpu()  # (25, 1, 32, 32)
-            mu, logvar = self.vae.encoder(self.images)  # (N, D) each
+            mu, logvar = self.vae.encoder(self.images)  # (N, L) each
             moment = Moment(self.epoch, losses, decoded, mu.cpu(), logvar.cpu())
             self.moments.append(moment)
 
@@ -279,7 +279,7 @@ def film_frame(moment, order):
 
 
 def bars(mu, logvar):
-    """Where posteriors (N, D) lie in the first latent dimension: from mu − 2 sigma to mu + 2 sigma,
+    """Where posteriors (N, L) lie in the first latent dimension: from mu − 2 sigma to mu + 2 sigma,
     (N,) each, as the shares of the prior that are below."""
     sigma = torch.exp(0.5 * logvar[:, 0])  # (N,)
     low = torch.special.ndtr(mu[:, 0] - 2 * sigma)  # the standard normal distribution function
@@ -383,7 +383,7 @@ def small_png(pixels):
 
 
 def explorer(decode, latent_dim):
-    """Display a slider for each latent dimension and the image that `decode` makes of z (1, D);
+    """Display a slider for each latent dimension and the image that `decode` makes of z (1, L);
     where nobody could move a slider, print a sentence instead."""
     if takes_input():
         display(explorer_widget(decode, latent_dim))
@@ -411,7 +411,7 @@ def explorer_widget(decode, latent_dim):
 
     @torch.no_grad()
     def update(change=None):
-        z = torch.tensor([[slider.value for slider in sliders]])  # (1, D)
+        z = torch.tensor([[slider.value for slider in sliders]])  # (1, L)
         pixels = (255 * decode(z)[0, 0]).round().byte().numpy()
         picture = PIL.Image.fromarray(pixels).resize((256, 256), PIL.Image.Resampling.NEAREST)
         buffer = io.BytesIO()

@@ -8,7 +8,7 @@ The objective is −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(
 and latent dimensions and averaged over images (Kingma & Welling 2014, arxiv.org/abs/1312.6114). The
 likelihood's constant, ½ log 2π for each of 1024 pixels, is left out.
 
-Images are float tensors (N, 1, 32, 32) with pixels in [0, 1]. N is a number of images, D the number
+Images are float tensors (N, 1, 32, 32) with pixels in [0, 1]. N is a number of images, L the number
 of latent dimensions.
 """
 
@@ -41,7 +41,7 @@ Losses = namedtuple("Losses", "loss reconstruction kl information gaps")
 
 
 class Encoder(nn.Module):
-    """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, D).
+    """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, L).
 
     It sees x less the `mean` of each pixel (1, 32, 32), divided by one `deviation` for all pixels.
     """
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
 
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
-        mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, D) each
+        mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, L) each
         return mu, logvar
 
 
@@ -78,13 +78,13 @@ class Latent(nn.Module):
         self.register_buffer("prior_logvar", torch.zeros(latent_dim))
 
     def forward(self, mu, logvar, generator=None):
-        """The reparameterisation z = mu + exp(½ logvar) · ε with ε ~ N(0, I): all are (N, D).
+        """The reparameterisation z = mu + exp(½ logvar) · ε with ε ~ N(0, I): all are (N, L).
         Kingma & Welling 2014, eq. 10."""
-        epsilon = torch.randn(mu.shape, generator=generator, device=mu.device)  # (N, D)
+        epsilon = torch.randn(mu.shape, generator=generator, device=mu.device)  # (N, L)
         return mu + torch.exp(0.5 * logvar) * epsilon
 
     def sample(self, n, method="latin", seed=0):
-        """Draw n points (n, D), each of them from the prior.
+        """Draw n points (n, L), each of them from the prior.
 
         With `iid` they are independent of each other. With `latin` they are spread evenly: in each
         dimension, one lies in each of n equally likely intervals (Latin hypercube sampling, McKay,
@@ -93,26 +93,26 @@ class Latent(nn.Module):
         dim = len(self.prior_mu)
         seed = int(seed)  # NumPy's integers, too
         if method == "iid":
-            epsilon = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))  # (n, D)
+            epsilon = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))  # (n, L)
         elif method == "latin":
-            u = torch.from_numpy(qmc.LatinHypercube(dim, rng=seed).random(n))  # (n, D) in [0, 1]
-            epsilon = torch.special.ndtri(u).float()  # (n, D), standard normal quantiles
+            u = torch.from_numpy(qmc.LatinHypercube(dim, rng=seed).random(n))  # (n, L) in [0, 1]
+            epsilon = torch.special.ndtri(u).float()  # (n, L), standard normal quantiles
         else:
             raise ValueError(f"unknown method {method!r}: choose 'latin' or 'iid'")
         return self.prior_mu + torch.exp(0.5 * self.prior_logvar) * epsilon.to(self.prior_mu)
 
     def line(self, n, low=0.0, high=1.0):
-        """n points (n, D) along the first dimension, in the middles of n equally likely intervals
+        """n points (n, L) along the first dimension, in the middles of n equally likely intervals
         of the prior, from probability `low` to `high`. Other dimensions are at its mean."""
         probability = low + (high - low) * (torch.arange(n) + 0.5) / n  # (n,)
         epsilon = torch.special.ndtri(probability).to(self.prior_mu)  # (n,)
-        z = self.prior_mu.repeat(n, 1)  # (n, D)
+        z = self.prior_mu.repeat(n, 1)  # (n, L)
         z[:, 0] += torch.exp(0.5 * self.prior_logvar[0]) * epsilon
         return z
 
 
 class Decoder(nn.Module):
-    """The likelihood's mean: z (N, D) -> image (N, 1, 32, 32) in [0, 1].
+    """The likelihood's mean: z (N, L) -> image (N, 1, 32, 32) in [0, 1].
 
     It sees z through waves from long to short, so that near points can decode to different images
     (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). `n` is the number of images to
@@ -121,12 +121,12 @@ class Decoder(nn.Module):
 
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
-        direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (D, WAVES)
+        direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (L, WAVES)
         # So many waves from end to end of the prior. In one dimension: from a sixth of a wave to a
         # third of a wave for each image (of 10 at least).
         most = max(10, n) ** (1 / latent_dim) / 3
         count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
-        self.register_buffer("waves", count * direction)  # (D, WAVES)
+        self.register_buffer("waves", count * direction)  # (L, WAVES)
         self.net = nn.Sequential(
             nn.Linear(2 * WAVES, hidden),
             nn.SiLU(),
@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         )
 
     def forward(self, z):
-        u = torch.special.ndtr(z)  # (N, D), normal CDF: uniform in (0, 1) if z is from the prior
+        u = torch.special.ndtr(z)  # (N, L), normal CDF: uniform in (0, 1) if z is from the prior
         angle = 2 * math.pi * u @ self.waves  # (N, WAVES)
         features = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
         # A sigmoid never reaches 0 or 1: it is stretched a little, then cut off.
@@ -172,9 +172,9 @@ class VAE(nn.Module):
             self.decoder.net[-1].bias.copy_(bias)
 
     def forward(self, x, generator=None):
-        """x (N, 1, 32, 32) -> x_hat (N, 1, 32, 32), mu (N, D), logvar (N, D)."""
+        """x (N, 1, 32, 32) -> x_hat (N, 1, 32, 32), mu (N, L), logvar (N, L)."""
         mu, logvar = self.encoder(x)
-        z = self.latent(mu, logvar, generator)  # (N, D)
+        z = self.latent(mu, logvar, generator)  # (N, L)
         return self.decoder(z), mu, logvar
 
     @torch.no_grad()
@@ -211,20 +211,20 @@ def reconstruction_loss(x, x_hat):
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: (N, D) nats. Kingma & Welling
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: (N, L) nats. Kingma & Welling
     2014, appendix B."""
     return -0.5 * (1 + logvar - logvar.exp() - mu.square())
 
 
 def log_densities(z, mu, logvar):
-    """log q(z|x) of each z (M, D) under each posterior, mu and logvar (N, D): (M, N) nats."""
-    distance = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)  # (M, N, D), in standard deviations
+    """log q(z|x) of each z (M, L) under each posterior, mu and logvar (N, L): (M, N) nats."""
+    distance = (z.unsqueeze(1) - mu) * torch.exp(-0.5 * logvar)  # (M, N, L), in standard deviations
     return -0.5 * (distance.square() + logvar + math.log(2 * math.pi)).sum(2)
 
 
 def aggregate_kl(z, mu, logvar):
     """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of the given
-    posteriors, mu and logvar (N, D). It is estimated from draws z (M, D) of q(z).
+    posteriors, mu and logvar (N, L). It is estimated from draws z (M, L) of q(z).
 
     It is one of two parts of the mean KL, which we call gaps: those that the posteriors leave in
     the prior. The other part is the information that z holds about which image it came from
@@ -236,9 +236,9 @@ def aggregate_kl(z, mu, logvar):
 
 
 def best_decoder(z, mu, logvar, images):
-    """What the best of all decoders makes of z (M, D): (M, 1, 32, 32).
+    """What the best of all decoders makes of z (M, L): (M, 1, 32, 32).
 
-    With the given posteriors, mu and logvar (N, D) of the images (N, 1, 32, 32), no decoder has a
+    With the given posteriors, mu and logvar (N, L) of the images (N, 1, 32, 32), no decoder has a
     lower −ELBO: at each z it shows the average of the images, each weighted by the density of its
     posterior (Fyffe 2019, arxiv.org/abs/1912.10309).
     """
@@ -314,8 +314,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
         means = torch.zeros(3)  # reconstruction, information and gaps, over the epoch
         order = torch.randperm(n, generator=generator, device=images.device)
         for x in images[order].split(batch_size):
-            mu, logvar = vae.encoder(x)  # (B, D) each
-            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4·B, D)
+            mu, logvar = vae.encoder(x)  # (B, L) each
+            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4·B, L)
             x_hat = vae.decoder(z).unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
             reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()

@@ -49,11 +49,11 @@ EXERCISES = (  # of the notebook, which says what to change
 
 
 class Waves(nn.Module):
-    """The inputs of the library's decoder: z (N, D) -> sines and cosines (N, 2 · WAVES)."""
+    """The inputs of the library's decoder: z (N, L) -> sines and cosines (N, 2 · WAVES)."""
 
     def __init__(self, waves):
         super().__init__()
-        self.register_buffer("waves", waves)  # (D, WAVES)
+        self.register_buffer("waves", waves)  # (L, WAVES)
 
     def forward(self, z):
         angle = 2 * math.pi * torch.special.ndtr(z) @ self.waves  # (N, WAVES)

@@ -69,12 +69,12 @@ def train(vae, images, epochs, seed, **options):
 def final_losses(vae, images):
     """−ELBO, and what it would be with the best of all decoders for the same posteriors; both by
     the same 1,000 draws of z for each image."""
-    mu, logvar = vae.encoder(images)  # (N, D) each
+    mu, logvar = vae.encoder(images)  # (N, L) each
     kl = vae_lib.kl_divergence(mu, logvar).sum(1).mean().item()
     generator = torch.Generator().manual_seed(0)
     own = best = 0.0
     for _ in range(1000):
-        z = vae.latent(mu, logvar, generator)  # (N, D)
+        z = vae.latent(mu, logvar, generator)  # (N, L)
         x_hat = vae_lib.best_decoder(z, mu, logvar, images)  # (N, 1, 32, 32)
         own += vae_lib.reconstruction_loss(images, vae.decoder(z)).mean().item() / 1000
         best += vae_lib.reconstruction_loss(images, x_hat).mean().item() / 1000
@@ -100,7 +100,7 @@ def picture_of_the_line(vae, images):
     """How the images lie: half the mean squared distance of neighbours on the first dimension, the
     least share of the prior that an image has between its neighbours, in 1/n (near 0 where two lie
     on one place), and how many images a latin draw of 100 shows, within a distance of 1."""
-    mu, _ = vae.encoder(images)  # (N, D)
+    mu, _ = vae.encoder(images)  # (N, L)
     order = mu[:, 0].argsort()
     along = images[order]
     beside = vae_lib.reconstruction_loss(along[1:], along[:-1]).mean().item()

@@ -17,9 +17,9 @@ RATES = (1e-3, 3e-3, 1e-2)  # of which each tuned peer gets its best
 OURS = "this project"
 PEERS = {  # pythae's class, its latent dimensions, its learning rate (None: the best of RATES)
     "pythae VAE, its defaults": ("VAE", 10, 1e-4),
-    "pythae VAE, D = 2": ("VAE", 2, None),
-    "pythae InfoVAE, D = 2": ("INFOVAE_MMD", 2, None),
-    "pythae IWAE, D = 2": ("IWAE", 2, None),
+    "pythae VAE, two latent dimensions": ("VAE", 2, None),
+    "pythae InfoVAE, two latent dimensions": ("INFOVAE_MMD", 2, None),
+    "pythae IWAE, two latent dimensions": ("IWAE", 2, None),
 }
 
 

@@ -175,14 +175,14 @@ class PriorTest(unittest.TestCase):
     def test_each_draw_is_standard_normal(self):
         for method, n in itertools.product(("latin", "iid"), (1, 7, 100)):
             draws = torch.stack([Latent(2).sample(n, method, seed) for seed in range(200)])
-            for name, z in (("all", draws.flatten(0, 1)), ("last", draws[:, -1])):  # (…, D)
+            for name, z in (("all", draws.flatten(0, 1)), ("last", draws[:, -1])):  # (…, L)
                 with self.subTest(method=method, n=n, draws=name):
                     self.assertGreater(kstest(z, "norm").pvalue.min(), 1e-3)
 
     def test_latin_has_one_point_in_each_share(self):
         for dim, n in ((1, 100), (2, 9), (3, 1)):
             z = Latent(dim).sample(n, "latin", seed=3).double()
-            shares = (n * torch.special.ndtr(z)).long().sort(dim=0).values  # (n, D)
+            shares = (n * torch.special.ndtr(z)).long().sort(dim=0).values  # (n, L)
             with self.subTest(dim=dim, n=n):
                 self.assertTrue((shares == torch.arange(n).unsqueeze(1)).all())
 
