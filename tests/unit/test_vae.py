@@ -251,6 +251,16 @@ class ModelTest(unittest.TestCase):
         self.assertLess(mu.abs().max(), 2)
         self.assertLess((logvar + 4).abs().max(), 2)
 
+    def test_a_pixel_that_was_cut_off_can_come_back(self):
+        vae = VAE(bars(), hidden=16)
+        bias = vae.decoder.net[-1].bias
+        with torch.no_grad():
+            bias.fill_(-4)
+        x_hat = vae.decoder(torch.zeros(1, 1))
+        self.assertEqual(x_hat.max(), 0)
+        x_hat.sum().backward()
+        self.assertGreater(bias.grad.min(), 0)
+
     def test_more_images_get_shorter_waves(self):
         """Up to a third of a wave for each image, in all dimensions together."""
         for n, dim in ((100, 1), (400, 1), (400, 2)):
