@@ -212,8 +212,7 @@ def reconstruction_loss(x, x_hat):
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each latent dimension: (N, L) nats. Kingma & Welling
-    2014, appendix B."""
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each dimension: (N, L) nats. Kingma & Welling, app. B."""
     return -0.5 * (1 + logvar - logvar.exp() - mu.square())
 
 
@@ -326,8 +325,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            share = len(x) / n  # of the epoch: the last batch may be smaller
-            means += share * torch.stack([reconstruction, information, gaps]).detach().cpu()
+            means += len(x) / n * torch.stack([reconstruction, information, gaps]).detach().cpu()
         scheduler.step()
         reconstruction, information, gaps = means.tolist()
         kl = information + gaps
@@ -346,8 +344,7 @@ def load_images(folder):
         what = "is a file" if Path(folder).exists() else "does not exist"
         raise ValueError(f"{folder} {what}: expected a folder of PNG files")
     visible = Path(folder).glob("[!.]*")  # macOS leaves hidden files, such as ._0.png
-    paths = [path for path in visible if path.suffix.lower() == ".png"]
-    paths = sorted(path for path in paths if path.is_file())
+    paths = sorted(path for path in visible if path.suffix.lower() == ".png" and path.is_file())
     if len(paths) < 2:
         hint = next((f": did you mean {path.parent}?" for path in Path(folder).glob("*/*.png")), "")
         raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more{hint}")
@@ -382,8 +379,7 @@ def check_folder(folder):
     not: better before the training than after it."""
     try:
         os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
         for name in EXPORTS:
             if Path(folder, name).exists():
                 Path(folder, name).open("ab").close()  # an older file, perhaps somebody else's
@@ -443,6 +439,5 @@ def write_result(path, fid, losses, features="imagenet"):
     loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
     rows += [f"loss,{epoch.loss}" for epoch in losses]
-    text = "\n".join(rows) + "\n"
     path = Path(path)
-    replace_files(path.parent, {path.name: lambda part: part.write_text(text)})
+    replace_files(path.parent, {path.name: lambda part: part.write_text("\n".join(rows) + "\n")})
