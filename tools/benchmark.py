@@ -1,6 +1,6 @@
 """The tables of BENCHMARKS.md: of this project, and of others on the same images.
 
-    python -m tools.benchmark                              every section, some two hours
+    python -m tools.benchmark                              every section, about an hour
     python -m tools.benchmark --only samples               one section
     python -m tools.benchmark --epochs 20 --seeds 1 --draws 1   a smoke test: writes nothing
 
