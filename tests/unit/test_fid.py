@@ -1,7 +1,5 @@
 """Tests of the evaluator against independent references and known answers."""
 
-import contextlib
-import io
 import os
 import subprocess
 import sys
@@ -143,22 +141,6 @@ class FeaturesTest(FolderTest):
         for name in fid.FEATURES:
             with self.assertRaisesRegex(OSError, "is missing"):
                 fid.extract(random_images(2), name)
-        self.assertFalse(marker.exists())
-
-    def test_a_download_that_is_not_the_published_file_is_not_opened(self):
-        marker = self.folder / "executed"
-        offered = self.folder / "offered.pth"
-        offered.write_text(f"cos\nmkdir\n(V{marker.as_posix()}\ntR.")
-        hub = {"TORCH_HOME": str(self.folder), "FID_INCEPTION_WEIGHTS": ""}
-        self.enterContext(mock.patch.dict(os.environ, hub))
-        self.enterContext(contextlib.redirect_stderr(io.StringIO()))  # a progress bar
-        url = "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3"
-        fid.inception_network.cache_clear()
-        with (
-            mock.patch(url, offered.as_uri()),
-            self.assertRaisesRegex(OSError, "name a copy in FID_INCEPTION_WEIGHTS"),
-        ):
-            fid.extract(random_images(2), "inception")
         self.assertFalse(marker.exists())
 
     def test_threads_keep_the_order_and_are_as_many_afterwards(self):
