@@ -276,7 +276,7 @@ def gaps_weight(progress):
 
 def decoder_rate(progress):
     """The decoder's learning rate as a fraction of its initial one: 1 for the first 70 % of the
-    training, while images still move, then falling to 0 along a straight line."""
+    training, then falling to 0 along a straight line."""
     return min(1, (1 - progress) / 0.3)
 
 

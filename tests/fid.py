@@ -47,7 +47,7 @@ SAMPLES = 100  # images in each of them, and in each set that F is the mean of
 FEATURES = ("imagenet", "inception")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-IMAGENET_SCALE = 0.771198  # of the features; data/make_data.py sets the unit by it
+IMAGENET_SCALE = 0.771198  # of the features; tools/calibrate.py sets the unit by it
 
 ScoreRow = namedtuple("ScoreRow", "what fid deviation multiple meaning features")
 
