@@ -268,6 +268,14 @@ class ModelTest(unittest.TestCase):
             self.assertAlmostEqual(waves.min().item(), 1 / 6, places=5)
             self.assertAlmostEqual(waves.max().item(), n ** (1 / dim) / 3, places=3)
 
+    def test_decoder_sees_waves_over_the_prior(self):
+        decoder = VAE(bars(), hidden=4).decoder
+        seen = []
+        decoder.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+        decoder(torch.special.ndtri(torch.tensor([[0.3]])))  # three tenths of the prior lie below
+        angle = 2 * math.pi * 0.3 * decoder.waves[0]  # (WAVES,)
+        assert_close(seen[0], torch.cat([angle.sin(), angle.cos()]), rtol=0, atol=1e-4)
+
     def test_random_state(self):
         """The global one is neither changed nor of effect; equal seeds give equal bits, others
         give others."""
