@@ -2,5 +2,5 @@
 
 import os
 
-# Small matrices are multiplied no faster by two threads, and waiting threads keep others from work.
+# The tests start processes of their own, and threads that wait keep others from work.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
