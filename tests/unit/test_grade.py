@@ -67,12 +67,18 @@ def write_result(folder, distance, losses):
     (folder / "result.csv").write_text("\n".join(rows) + "\n")
 
 
-def is_running(pid):
-    """Whether a process is there; one that has ended and waits to be fetched is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except OSError:
-        return False
+def has_ended(pid):
+    """Whether a process is gone within 20 s. A killed one goes soon, not at once; one that waits
+    to be fetched (Z) has ended."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 class SubmissionTest(unittest.TestCase):
@@ -507,7 +513,7 @@ class GradeTest(SubmissionTest):
     def test_a_step_without_an_end_is_ended(self):
         (problem,) = self.run_as("run_submission.py", LOOP, time_limit=2)
         self.assertEqual(problem, "run_submission.py had not ended after 2 s (--time-limit)")
-        self.assertFalse(is_running(self.started.read_text()))
+        self.assertTrue(has_ended(self.started.read_text()))
 
     @unittest.skipIf(sys.platform == "win32", "there are no signals")
     def test_a_grading_that_is_ended_leaves_nothing_behind(self):
@@ -519,7 +525,7 @@ class GradeTest(SubmissionTest):
         said, _ = process.communicate(timeout=20)
         self.assertEqual(said.splitlines()[-1], "GRADE failed: ended by SIGTERM")
         self.assertEqual(list(self.temporary.iterdir()), [])
-        self.assertFalse(is_running(self.started.read_text()))
+        self.assertTrue(has_ended(self.started.read_text()))
 
     def test_a_mistyped_folder_is_named(self):
         self.folder.rename(self.folder.parent / "another")
