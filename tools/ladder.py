@@ -23,8 +23,8 @@ PARTS = {
     "waves": "the decoder sees z through waves",
     "layers": "SiLU, layers 128 wide, three in the decoder; outputs that reach black and white",
     "rates": "rates that start higher and fall, the encoder's sooner; Adam forgets sooner",
-    "draws": "four draws of z for each image a step",
     "weights": "information and gaps have weights that fade",
+    "draws": "four draws of z for each image a step",
     "narrow": "posteriors start narrow: **this project**",
 }
 CONTROLS = (
