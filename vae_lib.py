@@ -122,8 +122,8 @@ class Decoder(nn.Module):
     def __init__(self, latent_dim, hidden, n):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (L, WAVES)
-        # So many waves from end to end of the prior. In one dimension: from a sixth of a wave to a
-        # third of a wave for each image (of 10 at least).
+        # How many waves fit between the two ends of the prior. In one dimension the longest is six
+        # times as long, and the shortest spans three images (of at least 10).
         most = max(10, n) ** (1 / latent_dim) / 3
         count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
         self.register_buffer("waves", count * direction)  # (L, WAVES)
@@ -226,9 +226,9 @@ def aggregate_kl(z, mu, logvar):
     """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of the given
     posteriors, mu and logvar (N, L). It is estimated from draws z (M, L) of q(z).
 
-    It is one of two parts of the mean KL, which we call gaps: those that the posteriors leave in
-    the prior. The other part is the information that z holds about which image it came from
-    (Hoffman & Johnson 2016, "ELBO surgery").
+    It is one of two parts of the mean KL. We call it gaps: it is large where the prior has places
+    that no posterior covers. The other part is the information that z holds about which image it
+    came from (Hoffman & Johnson 2016, "ELBO surgery").
     """
     log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
     log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
@@ -294,7 +294,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
 
     Information and gaps, the two parts of KL, have weights a and b that end at 1 (InfoVAE, Zhao et
     al. 2017, arxiv.org/abs/1706.02262, keeps such weights). The losses that it yields are without
-    them. ValueError if images or settings cannot be used, FloatingPointError if training diverges.
+    them. In small batches, q(z) is the batch's: information reads too low, and gaps too high.
+    ValueError if images or settings cannot be used, FloatingPointError if training diverges.
     """
     check_images(images)
     n = len(images)
@@ -365,8 +366,7 @@ def read_image(path):
             image.verify()  # the checksums, which reading the pixels does not look at
         with Image.open(path) as image:
             sixteen_bits = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
-            alpha = image.has_transparency_data
-            if alpha and (sixteen_bits or image.convert("RGBA").getextrema()[3][0] < 255):
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("it has transparent pixels, which are not grey: flatten it")
             pixels = np.array(image if sixteen_bits else image.convert("L"), dtype=np.float32)
     except Exception as error:  # Pillow has no common type for what damaged files raise
@@ -392,6 +392,7 @@ def replace_files(folder, writers):
     """Write files into a folder, {name: function that writes to a path}. Older ones stay until all
     new ones are written; OSError if they cannot be, for instance on a full disk."""
     try:
+        os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part", dir=folder) as part:
             for name, write in writers.items():
                 write(Path(part, name))

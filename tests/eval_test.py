@@ -1,8 +1,8 @@
 """The grader's verdict: python -m unittest tests/eval_test.py, after run_test.py.
 
-There is no pass mark, the score is 100 - FID. What fails is no submission: samples that are no
-nearer to the training images than 100 copies of their mean, or than noise; losses of a fresh model
-that do not fall; results of other files than those that are there now.
+There is no pass mark, the score is 100 - FID. It fails only what cannot count as a submission:
+samples that are no nearer to the training images than 100 copies of their mean, or than noise;
+losses of a fresh model that do not fall; results of other files than those that are there now.
 
 It reads result_autograding.csv and computes no figure itself.
 """

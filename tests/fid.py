@@ -70,10 +70,7 @@ def read_png(path):
             image.verify()  # the checksums, which reading the pixels does not look at
         with Image.open(path, formats=["PNG"]) as image:
             sixteen_bits = image.mode.startswith("I")  # of which convert("L") would clip most
-            transparent = image.has_transparency_data and (
-                sixteen_bits or image.convert("RGBA").getextrema()[3][0] < 255
-            )
-            if transparent:
+            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
                 raise ValueError("it has transparent pixels, which have no grey value: flatten it")
             if sixteen_bits:
                 return np.round(np.array(image) / 257).astype(np.uint8)
@@ -111,6 +108,8 @@ def as_bytes(images):
     sound = images.shape[1:] == (1, SIZE, SIZE) and images.is_floating_point()
     if not sound or not ((images >= 0) & (images <= 1)).all():  # NaN, too
         what = f"{tuple(images.shape)} {images.dtype}"
+        if sound:
+            what += f" from {images.min():.3g} to {images.max():.3g}"
         raise ValueError(f"images are {what}, expected floats (n, 1, {SIZE}, {SIZE}) in [0, 1]")
     return (255 * images.detach().cpu().float()).round().byte()
 
@@ -168,7 +167,7 @@ def in_threads(function, pieces):
 def check_weights(path, sha256):
     """Raise OSError or ValueError unless the file has this hash, so that no other is unpickled."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: pip install -r requirements.txt, or name it")
+        raise FileNotFoundError(f"{path} is missing: put it there, or reinstall requirements.txt")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha256:
         expected = f"{found[:8]}…, expected {sha256[:8]}…"
@@ -302,7 +301,7 @@ def score_card(images, draws, reconstructions=None, holdout=None, features="imag
 
     for method, sets in draws.items():
         if method == "latin":
-            meaning = "even draws from the prior, as the exported samples are drawn"
+            meaning = "even draws from the prior"
             add("samples, latin", *judge(sets), meaning)
             even = memoriser_fid(real, method="latin", size=len(sets[0]))
             add("memoriser, latin", *even, "training images, drawn just as evenly")

@@ -47,7 +47,7 @@ def how_it_ended(name, status):
     except ValueError:
         killer = f"signal {-status}"
     return (
-        f"{name} was killed by {killer}: if memory was short (grading takes about 700 MB), give it"
+        f"{name} was killed by {killer}: if memory was short (grading takes about 900 MB), give it"
         " more"
     )
 
@@ -149,8 +149,9 @@ class RunTest(unittest.TestCase):
             self.fail(self.problem)
 
     def test_4_result_is_one_honest_draw(self):
-        """result.csv holds the FID of one set of samples. It may lie five standard deviations from
-        the mean of ours, but a spread counts as three times the memoriser's at most."""
+        """result.csv holds the FID of one set of samples. It may differ from the mean of ours by 1,
+        and a tenth of it, and five standard deviations, none larger than three of the memoriser's.
+        """
         if self.stored is None or self.judged is None:
             self.skipTest("an earlier step failed")
         named = f"FID_{features_of(self.judged)}"
@@ -170,13 +171,14 @@ class RunTest(unittest.TestCase):
         if "loss" in self.outcome["problems"]:
             self.fail(f"-ELBO of the training images: {self.outcome['problems']['loss']}")
         loss = self.outcome["loss"]
-        if loss is None or not self.losses:
+        if not self.losses:
             self.skipTest("an earlier step failed")
         last = self.losses[-1]
         if not abs(loss - last) < 1 + 0.25 * abs(last):
             self.fail(
                 f"the .pth files' -ELBO is {loss:.4g} nats per image, but the last loss in"
-                f" result.csv is {last:.4g}: {AGAIN}"
+                f" result.csv is {last:.4g}: losses have to be -ELBO, too, and of the training"
+                f" that wrote the .pth files; {AGAIN}"
             )
 
     def test_6_fresh_model_trains(self):

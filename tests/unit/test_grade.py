@@ -14,8 +14,8 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import psutil
 import torch
-import yaml
 
 from tests import eval_test, grade, run_submission, run_test
 from tests import fid as evaluator
@@ -68,16 +68,15 @@ def write_result(folder, distance, losses):
 
 
 def has_ended(pid):
-    """Whether a process is gone within 20 s. A killed one goes soon, not at once; one that waits
-    to be fetched (Z) has ended."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+    """Whether a process is gone within 20 s. A killed one goes soon, not at once; a zombie has
+    ended, and waits for its parent to ask."""
+    for _ in range(200):
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] == "Z":
+            if psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE:
                 return True
-        except OSError:
+        except psutil.NoSuchProcess:
             return True
-        time.sleep(0.05)
+        time.sleep(0.1)
     return False
 
 
@@ -131,12 +130,9 @@ class ReadResultTest(unittest.TestCase):
     def test_anything_else_is_refused_in_a_short_sentence(self):
         for text, words in (
             ("", "has the rows none"),
-            ("\0\n", "line 1"),
             (RESULT + "loss,5,4\n", "line 6 is 'loss,5,4'"),
             (RESULT + "loss,nan\n", "line 6 is 'loss,nan'"),
-            (RESULT + "loss,1e999\n", "line 6 is 'loss,1e999'"),
             (RESULT + "loss\n", "line 6 is 'loss'"),
-            (RESULT.replace("\n", " "), "line 1"),
             (RESULT + 9999 * "x", "line 6 is 'xxx"),
             (RESULT + 9999 * "x,1\n", "has the rows"),
             (RESULT + "FID,3\n", "has the rows FID, FID_imagenet, score, FID;"),
@@ -166,16 +162,14 @@ class RunSubmissionTest(SubmissionTest):
 
     def test_samples_of_each_seed_are_drawn(self):
         write_images(blocks(), self.sample / "draw_5")  # an earlier run's
-        for name in ("encoder.pth", "nothing else"):  # samples need no encoder
-            run_submission.draw_samples(stranger, blocks())
-            for folder, seed in zip(
-                (self.sample, self.sample / "draw_1"), run_submission.sample_seeds(), strict=True
-            ):
-                expected = self.vae.sample(SAMPLES, seed=seed)
-                found = evaluator.read_folder(folder)
-                self.assertLess((found - expected).abs().max(), 0.51 / 255)
-            self.assertFalse((self.sample / "draw_5").exists())
-            (self.folder / name).unlink(missing_ok=True)
+        run_submission.draw_samples(stranger, blocks())
+        for folder, seed in zip(
+            (self.sample, self.sample / "draw_1"), run_submission.sample_seeds(), strict=True
+        ):
+            expected = self.vae.sample(SAMPLES, seed=seed)
+            found = evaluator.read_folder(folder)
+            self.assertLess((found - expected).abs().max(), 0.51 / 255)
+        self.assertFalse((self.sample / "draw_5").exists())
 
     def test_seeds_follow_from_the_weights(self):
         first = run_submission.sample_seeds()
@@ -188,8 +182,6 @@ class RunSubmissionTest(SubmissionTest):
     def test_loss_is_minus_elbo(self):
         loss = run_submission.negative_elbo(stranger, blocks())
         self.assertAlmostEqual(loss, self.losses[-1], delta=0.2 * self.losses[-1])
-        (self.folder / "encoder.pth").unlink()
-        self.assertIsNone(run_submission.negative_elbo(stranger, blocks()))
 
     def test_a_fresh_model_takes_200_steps(self):
         steps = []
@@ -197,6 +189,10 @@ class RunSubmissionTest(SubmissionTest):
         with count:
             losses = run_submission.train_fresh_model(stranger, blocks())
         self.assertEqual((len(losses), len(steps)), (10, 200))
+        diverged = mock.Mock(VAE=stranger.VAE)
+        diverged.train.return_value = [stranger.Losses(loss) for loss in (5, float("nan"))]
+        with self.assertRaisesRegex(ValueError, r"losses are \[5.0, nan\]"):
+            run_submission.train_fresh_model(diverged, blocks())
 
     def test_a_step_that_fails_leaves_the_others(self):
         outcome = self.folder / "outcome.json"
@@ -255,24 +251,19 @@ class ChecksTest(SubmissionTest):
         self.assertIn("7 of 1000 samples are training images, pixel for pixel", said)
 
     def test_missing_and_unfit_files_are_named(self):
-        for name, check in (
-            ("encoder.pth", "test_1_files_are_there"),
-            ("result.csv", "test_1_files_are_there"),
-            ("samples.png", "test_1_files_are_there"),
-        ):
+        check = "test_1_files_are_there"
+        for name in ("encoder.pth", "result.csv", "samples.png"):
             kept = (self.folder / name).read_bytes()
             (self.folder / name).unlink()
             self.assert_only(self.failures(run_test.RunTest), check, f"{name} missing")
             (self.folder / name).write_bytes(kept)
         (self.folder / "samples.png").write_bytes(b"not a picture")
-        words = "samples.png is no picture"
-        self.assert_only(self.failures(run_test.RunTest), "test_1_files_are_there", words)
+        self.assert_only(self.failures(run_test.RunTest), check, "samples.png is no picture")
 
     def test_a_result_that_does_not_fit_is_named(self):
         for distance, losses, check, words in (
             (22, [5.0, self.losses[-1]], "test_2_result_is_sound", "two or more that fall"),
             (22, [self.losses[-1]], "test_2_result_is_sound", "1 losses"),
-            (22, ["nan"], "test_2_result_is_sound", "line 4 is 'loss,nan'"),
             (1.2, self.losses, "test_4_result_is_one_honest_draw", "result.csv says FID 1.2"),
             (40, self.losses, "test_4_result_is_one_honest_draw", "result.csv says FID 40"),
             (22, [999, 300], "test_5_encoder_belongs_to_the_rest", "the last loss in"),
@@ -341,15 +332,14 @@ class GradeTest(SubmissionTest):
         self.temporary.mkdir()
         places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self.temporary))
         self.started = self.folder.parent / "started"
-        self.environment = os.environ | places | {"STARTED": str(self.started)}
-        self.environment.pop("FID_FEATURES", None)
+        self.enterContext(mock.patch.dict(os.environ, places | {"STARTED": str(self.started)}))
+        os.environ.pop("FID_FEATURES", None)
 
     def start(self, clone):
         command = [sys.executable, clone / "tests" / "grade.py", self.folder.name]
         return subprocess.Popen(
             command,
             cwd=self.folder.parent,
-            env=self.environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -368,10 +358,7 @@ class GradeTest(SubmissionTest):
         root = self.folder / "other"
         (root / "tests").mkdir(parents=True)
         (root / "tests" / script).write_text(text)
-        with (
-            mock.patch.object(grade, "ROOT", root),
-            mock.patch.dict(os.environ, STARTED=str(self.started)),
-        ):
+        with mock.patch.object(grade, "ROOT", root):
             return grade.run(script, [], self.folder, time_limit)
 
     def copy_with(self, script, text):
@@ -410,7 +397,7 @@ class GradeTest(SubmissionTest):
             (self.folder / f"{name}.py").write_text("raise SystemExit('IMPORTED')")
         write_images(blocks(), self.folder / "data" / "train")
         outcome = self.folder.parent / "outcome.json"
-        problems = grade.run("run_submission.py", [outcome], self.folder, 60)
+        problems = grade.run("run_submission.py", [outcome], self.folder, 600)
         self.assertEqual(problems, [], self.printed.getvalue())
         self.assertIn("99", (self.folder / "result_autograding.csv").read_text())
         with (
@@ -419,8 +406,10 @@ class GradeTest(SubmissionTest):
         ):
             run_test.RunTest.setUpClass()
         self.assertEqual(run_test.RunTest.judged["copies"], DRAWS * SAMPLES)
-        said = (self.folder / "result_autograding.csv").read_text()
-        self.assertIn("score,100.0\n", said)
+        figures, _ = eval_test.read_result(
+            self.folder / "result_autograding.csv", ("F", "limit", "files")
+        )
+        self.assertAlmostEqual(figures["score"], 100)
 
     def test_differences_are_named_where_they_count(self):
         tests = self.folder / "tests"
@@ -459,6 +448,11 @@ class GradeTest(SubmissionTest):
         found = {path.relative_to(work).as_posix() for path in work.rglob("*") if path.is_file()}
         images = {f"data/train/{i:03d}.png" for i in range(20)}
         self.assertEqual(found, images | set(grade.TAKEN) - {"vae_lib.py", "decoder.pth"})
+        ours = self.clone / "vae_lib.py"  # the clone's own code is not run in its place
+        shutil.copy(stranger.__file__, ours)
+        self.addCleanup(ours.unlink)
+        (problem,) = grade.run("run_submission.py", [work.parent / "outcome.json"], work, 60)
+        self.assertIn("run_submission.py failed", problem)
 
     def test_images_and_script_may_be_links(self):
         other = self.copy_with("more.txt", "")
@@ -511,15 +505,15 @@ class GradeTest(SubmissionTest):
                 run_test.score_samples()
 
     def test_a_step_without_an_end_is_ended(self):
-        (problem,) = self.run_as("run_submission.py", LOOP, time_limit=2)
-        self.assertEqual(problem, "run_submission.py had not ended after 2 s (--time-limit)")
+        (problem,) = self.run_as("run_submission.py", LOOP, time_limit=4)
+        self.assertEqual(problem, "run_submission.py had not ended after 4 s (--time-limit)")
         self.assertTrue(has_ended(self.started.read_text()))
 
     @unittest.skipIf(sys.platform == "win32", "there are no signals")
     def test_a_grading_that_is_ended_leaves_nothing_behind(self):
         other = self.copy_with("run_submission.py", LOOP)
         process = self.start(other)
-        while not self.started.exists():
+        while not self.started.exists() and process.poll() is None:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=20)
@@ -531,21 +525,3 @@ class GradeTest(SubmissionTest):
         self.folder.rename(self.folder.parent / "another")
         said, status = self.graded()
         self.assertEqual((said, status), ("GRADE failed: submission is no folder\n", 1))
-
-
-class WorkflowTest(unittest.TestCase):
-    def test_the_base_branch_grades_the_pull_request(self):
-        text = (ROOT / ".github" / "workflows" / "grade.yml").read_text(encoding="utf-8")
-        workflow = yaml.safe_load(text)
-        self.assertIn("pull_request_target", workflow[True])  # YAML reads the key `on` as true
-        self.assertEqual(workflow["permissions"], {"contents": "read"})
-        steps = workflow["jobs"]["grade"]["steps"]
-        self.assertEqual(steps[0]["with"]["path"], "base")
-        self.assertNotIn("ref", steps[0]["with"])
-        (step,) = [step for step in steps if "grade.py" in step.get("run", "")]
-        self.assertIn("python base/tests/grade.py submission", step["run"])
-        self.assertEqual(step["env"], {"FID_FEATURES": "imagenet"})
-
-
-if __name__ == "__main__":
-    unittest.main()
