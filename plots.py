@@ -233,6 +233,7 @@ class Film:
         slider_picture(
             "film",
             frames,
+            len(frames) - 1,
             still=np.concatenate(few),
             label="moment of training",
             alt="Left, decoded points of the prior; right, where the posterior of each image lies",
@@ -334,35 +335,38 @@ def flip_book(images, label):
     `label` stands beside the slider."""
     frames = [np.asarray(frame) for frame in (255 * images[:, 0]).round().byte().cpu().numpy()]
     alt = "The image that the slider chooses"
-    still = np.kron(frames[-1], np.ones((8, 8), np.uint8))  # eight times as large
-    slider_picture("line", frames, still=still, label=label, alt=alt, width=256)
+    start = len(frames) // 2
+    still = np.kron(frames[start], np.ones((8, 8), np.uint8))  # eight times as large
+    slider_picture("line", frames, start, still=still, label=label, alt=alt, width=256)
 
 
 # The slider moves a sheet of all frames behind a window of one. JupyterLab strips scripts from a
 # notebook that it does not trust, and so do some sites: the still picture and the sentence stay.
 SLIDER = """<div><div id="{name}" role="img" aria-label="{alt}" style="max-width:{width}px;
 aspect-ratio:{wide}/{high}; image-rendering:{rendering};
-background:url(data:image/png;base64,{sheet}) 0 100%/100%">
+background:url(data:image/png;base64,{sheet}) 0 {place}%/100%">
 <img src="data:image/png;base64,{still}" alt="{alt}" width="{width}"
 onload="const [picture, slider, hint] = this.parentNode.parentNode.children;
 slider.hidden = false; hint.remove(); picture.replaceChildren()"></div>
-<label hidden="hidden">{label} <input type="range" min="0" max="{last}" value="{last}"
+<label hidden="hidden">{label} <input type="range" min="0" max="{last}" value="{start}"
 style="width:20em" data-lm-suppress-shortcuts="true"
 oninput="this.parentNode.previousElementSibling.style.backgroundPositionY =
 `${{100 * this.value / this.max}}%`"></label>
 <p>A still picture: run this cell to get a slider, {label}.</p></div>"""
 
 
-def slider_picture(name, frames, *, still, label, alt, width=None):
-    """Display one of the frames, (H, W) or (H, W, 3) bytes each, by a slider without a kernel, and
-    the picture `still` where scripts are not run."""
+def slider_picture(name, frames, start, *, still, label, alt, width=None):
+    """Display one of the frames, (H, W) or (H, W, 3) bytes each, by a slider without a kernel that
+    stands at `start` at first, and the picture `still` where scripts are not run."""
     high, wide = frames[0].shape[:2]
     still = small_png(still)
     page = SLIDER.format(
         name=name,
         alt=html.escape(alt),
         label=html.escape(label),
+        start=start,
         last=len(frames) - 1,
+        place=100 * start / max(1, len(frames) - 1),
         wide=wide,
         high=high,
         width=width or wide,

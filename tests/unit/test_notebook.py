@@ -66,13 +66,6 @@ class CommittedTest(unittest.TestCase):
             if "image/png" in out.get("data", {}):
                 self.assertGreater(len(out.metadata["image/png"]["alt"]), 20)
 
-    def test_exports_equal_what_it_printed(self):
-        notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
-        figures, _ = read_result(ROOT / "result.csv")
-        if f"FID {figures['FID']:.2f}," not in printed(notebook):
-            self.skipTest("the files were exported anew since the notebook was saved")
-        self.assertIn(f"score 100 − FID = {figures['score']:.2f}", printed(notebook))
-
 
 class ExecutedTest(unittest.TestCase):
     """A copy, executed with 30 epochs, in a folder whose name has a space and an umlaut."""
@@ -129,14 +122,14 @@ class ExecutedTest(unittest.TestCase):
             self.assertRegex(tables(self.notebook), rf"\| {name}.* \| {fid:.1f} \|")
         for method in ("latin", "iid"):
             row = re.search(rf"\| samples, {method} \| (\S+) ± ", tables(self.notebook))
-            draw = evaluator.imagenet_features(self.vae.sample(100, method, 1000))
-            fid = evaluator.frechet_distance(real, draw)
-            self.assertAlmostEqual(float(row[1]) / fid, 1, delta=0.3)
+            draws = [self.vae.sample(100, method, seed) for seed in (1000, 1001)]
+            fids = [evaluator.frechet_distance(real, evaluator.extract(x)) for x in draws]
+            self.assertAlmostEqual(float(row[1]), np.mean(fids), delta=0.5)
 
 
 class OtherSettingsTest(unittest.TestCase):
-    """Seven images of another subject, no holdout, two latent dimensions, training stopped by
-    hand, another folder for the files, and features that cost nothing."""
+    """Seven images of another subject, no holdout, two latent dimensions, independent draws,
+    training stopped by hand, another folder for the files, and features that cost nothing."""
 
     def test_runs_to_the_end(self):
         with tempfile.TemporaryDirectory() as temporary:
@@ -161,13 +154,10 @@ class OtherSettingsTest(unittest.TestCase):
                 )
             use_cheap_features(folder)
             changes = [("latent_dim = 1 ", "latent_dim = 2 ")]
+            changes += [('sampling = "latin"', 'sampling = "iid"')]
             notebook = execute(folder, 1000, changes, output)
             self.assertEqual({path.name for path in output.iterdir()}, set(vae_lib.EXPORTS))
             self.assertIn("Stopped by hand", printed(notebook))
             self.assertIn("no holdout", tables(notebook))
             self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
             self.assertEqual(len(vae_lib.load(output).latent.prior_mu), 2)
-
-
-if __name__ == "__main__":
-    unittest.main()
