@@ -143,7 +143,7 @@ class Decoder(nn.Module):
         features = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
         # A sigmoid never reaches 0 or 1: it is stretched a little, then cut off.
         x = (1 + 2 * STRETCH) * torch.sigmoid(self.net(features)) - STRETCH  # (N, 1024)
-        with torch.no_grad():  # so that a pixel that was cut off still has a gradient
+        with torch.no_grad():  # unseen by autograd: gradients pass as if nothing were cut off
             x.clamp_(0, 1)
         return x.unflatten(1, (1, SIZE, SIZE))
 
@@ -294,7 +294,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
 
     Information and gaps, the two parts of KL, have weights a and b that end at 1 (InfoVAE, Zhao et
     al. 2017, arxiv.org/abs/1706.02262, keeps such weights). The losses that it yields are without
-    them. In small batches, q(z) is the batch's: information reads too low, and gaps too high.
+    them. q(z) is that of the batch, so in small ones information reads too low, gaps too high.
     ValueError if images or settings cannot be used, FloatingPointError if training diverges.
     """
     check_images(images)
@@ -303,8 +303,8 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
     generator = torch.Generator(images.device).manual_seed(int(seed))
-    # Gradients shrink as posteriors narrow: with 0.95 in place of 0.999, Adam's average of their
-    # squares forgets the large ones sooner.
+    # Adam divides each step by the root of an average of squared gradients. These shrink as
+    # posteriors narrow: with 0.95 in place of 0.999, the average forgets large ones sooner.
     groups = [{"params": vae.encoder.parameters()}, {"params": vae.decoder.parameters()}]
     optimiser = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
     rates = [lambda epoch: encoder_rate(epoch / epochs), lambda epoch: decoder_rate(epoch / epochs)]
