@@ -289,8 +289,7 @@ def encoder_rate(progress):
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step (by default all), and
-    yield the mean `Losses` of each epoch. It is a generator: an epoch runs only when a loop asks
-    for its losses.
+    yield the mean `Losses` of each epoch, which runs only when a loop asks for them.
 
     Information and gaps, the two parts of KL, have weights a and b that end at 1 (InfoVAE, Zhao et
     al. 2017, arxiv.org/abs/1706.02262, keeps such weights). The losses that it yields are without
