@@ -505,8 +505,8 @@ class GradeTest(SubmissionTest):
                 run_test.score_samples()
 
     def test_a_step_without_an_end_is_ended(self):
-        (problem,) = self.run_as("run_submission.py", LOOP, time_limit=4)
-        self.assertEqual(problem, "run_submission.py had not ended after 4 s (--time-limit)")
+        (problem,) = self.run_as("run_submission.py", LOOP, time_limit=3)
+        self.assertEqual(problem, "run_submission.py had not ended after 3 s (--time-limit)")
         self.assertTrue(has_ended(self.started.read_text()))
 
     @unittest.skipIf(sys.platform == "win32", "there are no signals")
