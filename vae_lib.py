@@ -6,7 +6,7 @@
 
 The objective is −ELBO(x) = ½ E_q ‖x − decoder(z)‖² + KL(q(z|x) ‖ p(z)) in nats, summed over pixels
 and latent dimensions and averaged over images (Kingma & Welling 2014, arxiv.org/abs/1312.6114). The
-likelihood's constant, ½ log 2π for each of 1024 pixels, is left out.
+likelihood's constant, ½ log 2π for each of 1024 pixels, is left out everywhere.
 
 Images are float tensors (N, 1, 32, 32) with pixels in [0, 1]. N is a number of images, L the number
 of latent dimensions.
@@ -19,22 +19,19 @@ from collections import namedtuple
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from scipy.stats import qmc
 from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 SIZE = 32  # height and width of an image, in pixels
 WAVES = 96  # pairs of sine and cosine that the decoder computes from z
 STRETCH = 0.1  # the decoder's sigmoid runs from −0.1 to 1.1, so that pixels reach black and white
 DRAWS = 4  # of z for each image in a step of the training
-CONSTANT = 0.5 * SIZE**2 * math.log(2 * math.pi)  # nats of −log p(x|z) that the loss leaves out
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
-EXPORTS = (*WEIGHTS, "result.csv", "samples.png")
 
-# Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + gaps (`aggregate_kl`).
-Losses = namedtuple("Losses", "loss reconstruction kl information gaps")
+# Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + marginal_kl.
+Losses = namedtuple("Losses", "loss reconstruction kl information marginal_kl")
 
 
 # The model
@@ -43,13 +40,14 @@ Losses = namedtuple("Losses", "loss reconstruction kl information gaps")
 class Encoder(nn.Module):
     """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, L).
 
-    It sees x less the `mean` of each pixel (1, 32, 32), divided by one `deviation` for all pixels.
+    It sees x less the mean of each pixel, divided by one standard deviation for all pixels; both
+    are those of the images to learn.
     """
 
-    def __init__(self, latent_dim, hidden, mean, deviation):
+    def __init__(self, images, latent_dim, hidden):
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("deviation", deviation)
+        self.register_buffer("mean", images.mean(0))  # (1, 32, 32)
+        self.register_buffer("deviation", images.std(0).mean())  # ()
         self.net = nn.Sequential(
             nn.Flatten(),  # (N, 1024)
             nn.Linear(SIZE * SIZE, hidden),
@@ -80,7 +78,7 @@ class Latent(nn.Module):
     def forward(self, mu, logvar, generator=None):
         """The reparameterisation z = mu + exp(½ logvar) · ε with ε ~ N(0, I): all are (N, L).
         Kingma & Welling 2014, eq. 10."""
-        epsilon = torch.randn(mu.shape, generator=generator, device=mu.device)  # (N, L)
+        epsilon = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)  # (N, L)
         return mu + torch.exp(0.5 * logvar) * epsilon
 
     def sample(self, n, method="latin", seed=0):
@@ -88,15 +86,17 @@ class Latent(nn.Module):
 
         With `iid` they are independent of each other. With `latin` they are spread evenly: in each
         dimension, one lies in each of n equally likely intervals (Latin hypercube sampling, McKay,
-        Beckman & Conover 1979).
+        Beckman & Conover 1979). ValueError for another method, or a seed below 0.
         """
         dim = len(self.prior_mu)
         seed = int(seed)  # NumPy's integers, too
+        if seed < 0:
+            raise ValueError(f"seed is {seed}, expected 0 or more")
         if method == "iid":
             epsilon = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))  # (n, L)
         elif method == "latin":
             u = torch.from_numpy(qmc.LatinHypercube(dim, rng=seed).random(n))  # (n, L) in [0, 1]
-            epsilon = torch.special.ndtri(u).float()  # (n, L), standard normal quantiles
+            epsilon = torch.special.ndtri(u)  # (n, L), standard normal quantiles
         else:
             raise ValueError(f"unknown method {method!r}: choose 'latin' or 'iid'")
         return self.prior_mu + torch.exp(0.5 * self.prior_logvar) * epsilon.to(self.prior_mu)
@@ -115,16 +115,16 @@ class Decoder(nn.Module):
     """The likelihood's mean: z (N, L) -> image (N, 1, 32, 32) in [0, 1].
 
     It sees z through waves from long to short, so that near points can decode to different images
-    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). `n` is the number of images to
-    learn: more of them need shorter waves.
+    (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). More images to learn need
+    shorter waves. It starts near the mean of the images.
     """
 
-    def __init__(self, latent_dim, hidden, n):
+    def __init__(self, images, latent_dim, hidden):
         super().__init__()
         direction = nn.functional.normalize(torch.randn(latent_dim, WAVES), dim=0)  # (L, WAVES)
         # How many waves fit between the two ends of the prior. In one dimension the longest is six
         # times as long, and the shortest spans three images (of at least 10).
-        most = max(10, n) ** (1 / latent_dim) / 3
+        most = max(10, len(images)) ** (1 / latent_dim) / 3
         count = torch.logspace(math.log10(1 / 6), math.log10(most), WAVES)  # (WAVES,)
         self.register_buffer("waves", count * direction)  # (L, WAVES)
         self.net = nn.Sequential(
@@ -136,6 +136,9 @@ class Decoder(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, SIZE * SIZE),
         )
+        mean = images.mean(0).flatten()  # (1024,)
+        with torch.no_grad():
+            self.net[-1].bias.copy_(torch.logit((mean + STRETCH) / (1 + 2 * STRETCH)))
 
     def forward(self, z):
         u = torch.special.ndtr(z)  # (N, L), normal CDF: uniform in (0, 1) if z is from the prior
@@ -151,26 +154,23 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Encoder, latent and decoder, with random weights drawn from `seed`.
 
-    The images (N, 1, 32, 32) are those that it is to learn by `train`, below. The constructor takes
-    only their number, the mean of each pixel, and the pixels' mean standard deviation from them.
-    `hidden` is the width of the hidden layers. ValueError if images or seed cannot be used.
+    The images (N, 1, 32, 32) are those that it is to learn by `train`, below; it computes in their
+    dtype. `hidden` is the width of the hidden layers. ValueError if images or sizes cannot be used.
     """
 
     def __init__(self, images, latent_dim=1, hidden=128, seed=0):
         super().__init__()
         check_images(images)
-        if seed < 0:  # torch takes it, but latin draws with it would fail after the training
-            raise ValueError(f"seed is {seed}, expected 0 or more")
-        mean = images.mean(0)  # (1, 32, 32)
-        deviation = images.std(0).mean()
+        if latent_dim < 1 or hidden < 1:
+            raise ValueError(f"latent_dim {latent_dim}, hidden {hidden}: each must be 1 or more")
+        # What `load` calls this constructor with: all arguments but images and seed
+        self.arguments = {"latent_dim": int(latent_dim), "hidden": int(hidden)}
         with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it was
-            torch.default_generator.manual_seed(int(seed))  # torch.manual_seed reseeds GPUs, too
-            self.encoder = Encoder(latent_dim, hidden, mean, deviation)
+            torch.default_generator.manual_seed(int(seed))
+            self.encoder = Encoder(images, latent_dim, hidden)
             self.latent = Latent(latent_dim)
-            self.decoder = Decoder(latent_dim, hidden, len(images))
-        with torch.no_grad():  # the decoder starts near the mean image
-            bias = torch.logit((mean.flatten() + STRETCH) / (1 + 2 * STRETCH))  # (1024,)
-            self.decoder.net[-1].bias.copy_(bias)
+            self.decoder = Decoder(images, latent_dim, hidden)
+        self.to(images.dtype)
 
     def forward(self, x, generator=None):
         """x (N, 1, 32, 32) -> x_hat (N, 1, 32, 32), mu (N, L), logvar (N, L)."""
@@ -191,9 +191,12 @@ class VAE(nn.Module):
 
 
 def check_images(images):
-    """ValueError unless images are (N, 1, 32, 32) with pixels in [0, 1], not all of them equal."""
+    """ValueError unless images are (N, 1, 32, 32), float32 or float64, with pixels in [0, 1], not
+    all of them equal."""
     if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
         raise ValueError(f"images are {tuple(images.shape)}, expected (2 or more, 1, 32, 32)")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images are {images.dtype}, expected torch.float32: use images.float()")
     if not ((images >= 0) & (images <= 1)).all():
         raise ValueError("images hold NaN or pixels outside [0, 1]: scale them to this range")
     if (images == images[0]).all():
@@ -204,15 +207,14 @@ def check_images(images):
 
 
 def reconstruction_loss(x, x_hat):
-    """½‖x − x_hat‖² in nats, summed over the pixels: a number for each image. It is
-    −log N(x; x_hat, I) without its constant."""
-    x, x_hat = torch.broadcast_tensors(x, x_hat)
-    squares = nn.functional.mse_loss(x, x_hat, reduction="none")  # (…, 1, 32, 32)
-    return 0.5 * squares.sum((-3, -2, -1))
+    """½‖x − x_hat‖² in nats, summed over the pixels: images (…, 1, 32, 32) -> a number for each,
+    (…). It is −log N(x; x_hat, I) without its constant."""
+    return 0.5 * (x - x_hat).square().sum((-3, -2, -1))
 
 
 def kl_divergence(mu, logvar):
-    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) of each dimension: (N, L) nats. Kingma & Welling, app. B."""
+    """KL(N(mu, exp(logvar)) ‖ N(0, 1)) in nats, of each dimension: mu, logvar (N, L) -> (N, L).
+    Kingma & Welling 2014, app. B."""
     return -0.5 * (1 + logvar - logvar.exp() - mu.square())
 
 
@@ -222,17 +224,18 @@ def log_densities(z, mu, logvar):
     return -0.5 * (distance.square() + logvar + math.log(2 * math.pi)).sum(2)
 
 
-def aggregate_kl(z, mu, logvar):
-    """KL(q(z) ‖ N(0, I)) in nats, where q(z) is the aggregate posterior: the average of the given
-    posteriors, mu and logvar (N, L). It is estimated from draws z (M, L) of q(z).
+def mutual_information(z, mu, logvar):
+    """What z tells about which image it came from, in nats: the mean of log q(z|x) − log q(z),
+    where q(z) is the average of the given posteriors, mu and logvar (N, L). It is estimated from
+    equally many draws of each posterior, z (k·N, L), image by image in turn; at most ln N.
 
-    It is one of two parts of the mean KL. We call it gaps: it is large where the prior has places
-    that no posterior covers. The other part is the information that z holds about which image it
-    came from (Hoffman & Johnson 2016, "ELBO surgery").
+    It is one of two parts of the mean KL. The other is the marginal KL, KL(q(z) ‖ p(z)): what is
+    left of KL (Hoffman & Johnson 2016, "ELBO surgery").
     """
-    log_q = log_densities(z, mu, logvar).logsumexp(1) - math.log(len(mu))  # (M,)
-    log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (M,)
-    return (log_q - log_p).mean()
+    n = len(mu)
+    log_q = log_densities(z, mu, logvar)  # (k·N, N)
+    own = log_q.unflatten(0, (-1, n)).diagonal(dim1=1, dim2=2)  # (k, N), of each z's own posterior
+    return own.mean() - log_q.logsumexp(1).mean() + math.log(n)
 
 
 def best_decoder(z, mu, logvar, images):
@@ -248,7 +251,7 @@ def best_decoder(z, mu, logvar, images):
 
 @torch.no_grad()
 def log_likelihood(vae, images, samples=10_000, seed=0):
-    """log p(x) of images (N, 1, 32, 32): (N,) nats, with the constant that the loss leaves out.
+    """log p(x) of images (N, 1, 32, 32): (N,) nats, without the constant, as in the loss.
 
     It is the log of the mean of p(x|z) over evenly spread draws of z from the prior, on average a
     lower bound (Burda et al. 2016, arxiv.org/abs/1509.00519, eq. 8, with the prior in place of the
@@ -256,21 +259,23 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
     """
     x_hat = vae.sample(samples, "latin", seed)  # (S, 1, 32, 32)
     distance = torch.cdist(images.flatten(1), x_hat.flatten(1))  # (N, S)
-    log_p = -0.5 * distance.square() - CONSTANT  # (N, S), log p(x|z)
-    return log_p.logsumexp(1) - math.log(samples)
+    return torch.logsumexp(-0.5 * distance.square(), 1) - math.log(samples)
 
 
-# The training: `progress` runs from 0 at its start to 1 at its end. At first information costs
-# half and gaps cost much, so that images spread evenly while the encoder still learns fast.
+# The training: `progress` runs from 0 at its start to 1 at its end. First the images find places:
+# information is free, so that even those that look nearly alike part, and the marginal KL costs
+# much, so that they spread evenly. Then the decoder draws, and both weights become 1.
 
 
 def information_weight(progress):
-    """The weight of information in the loss: from 0.5 to 1 over the first 90 % of the training."""
-    return 0.5 + 0.5 * min(1, progress / 0.9)
+    """The weight of information in the loss: 0 for the first 70 % of the training, then rising to
+    1, which it reaches at 90 %, along a straight line."""
+    return min(1, max(0, (progress - 0.7) / 0.2))
 
 
-def gaps_weight(progress):
-    """The weight of gaps in the loss: from 11 to 1 over the first 90 % of the training."""
+def marginal_weight(progress):
+    """The weight of the marginal KL in the loss: from 11 to 1 over the first 90 % of the training,
+    along a straight line."""
     return 11 - 10 * min(1, progress / 0.9)
 
 
@@ -288,20 +293,21 @@ def encoder_rate(progress):
 
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
-    """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step (by default all), and
-    yield the mean `Losses` of each epoch, which runs only when a loop asks for them.
+    """Train on images (N, 1, 32, 32) in [0, 1] and yield the mean `Losses` of each epoch, in nats
+    per image. An epoch runs only when a loop asks for it. ValueError if images or settings cannot
+    be used, FloatingPointError if training diverges.
 
-    Information and gaps, the two parts of KL, have weights a and b that end at 1 (InfoVAE, Zhao et
-    al. 2017, arxiv.org/abs/1706.02262, keeps such weights). The losses that it yields are without
-    them. q(z) is that of the batch, so in small ones information reads too low, gaps too high.
-    ValueError if images or settings cannot be used, FloatingPointError if training diverges.
+    A step sees `batch_size` images, by default all. Information and marginal KL, the two parts of
+    KL, have weights a and b that end at 1 (InfoVAE, Zhao et al. 2017, arxiv.org/abs/1706.02262,
+    keeps such weights); the losses that it yields are without them. q(z) is that of the batch, so
+    in small ones information reads too low and the marginal KL too high.
     """
     check_images(images)
     n = len(images)
     batch_size = n if batch_size is None else batch_size
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
-    generator = torch.Generator(images.device).manual_seed(int(seed))
+    generator = torch.Generator().manual_seed(int(seed))
     # Adam divides each step by the root of an average of squared gradients. These shrink as
     # posteriors narrow: with 0.95 in place of 0.999, the average forgets large ones sooner.
     groups = [{"params": vae.encoder.parameters()}, {"params": vae.decoder.parameters()}]
@@ -310,67 +316,30 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rates)
     for epoch in range(epochs):
         a = information_weight(epoch / epochs)
-        b = gaps_weight(epoch / epochs)
-        means = torch.zeros(3)  # reconstruction, information and gaps, over the epoch
-        order = torch.randperm(n, generator=generator, device=images.device)
+        b = marginal_weight(epoch / epochs)
+        means = torch.zeros(3)  # reconstruction, KL and information, over the epoch
+        order = torch.randperm(n, generator=generator)
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, L) each
             z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4·B, L)
             x_hat = vae.decoder(z).unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
             reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
-            gaps = aggregate_kl(z, mu, logvar)
-            information = kl - gaps
-            loss = reconstruction + a * information + b * gaps
+            information = mutual_information(z, mu, logvar)
+            marginal_kl = kl - information
+            loss = reconstruction + a * information + b * marginal_kl
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            means += len(x) / n * torch.stack([reconstruction, information, gaps]).detach().cpu()
+            means += len(x) / n * torch.stack([reconstruction, kl, information]).detach()
         scheduler.step()
-        reconstruction, information, gaps = means.tolist()
-        kl = information + gaps
+        reconstruction, kl, information = means.tolist()
         if not math.isfinite(reconstruction + kl):
             raise FloatingPointError("the loss is not finite: try a lower learning_rate")
-        yield Losses(reconstruction + kl, reconstruction, kl, information, gaps)
+        yield Losses(reconstruction + kl, reconstruction, kl, information, kl - information)
 
 
-# Images and files
-
-
-def load_images(folder):
-    """All PNG files of a folder in name order, (N, 1, 32, 32) float32 in [0, 1]. ValueError if
-    there are fewer than two, or if one cannot be used."""
-    if not Path(folder).is_dir():
-        what = "is a file" if Path(folder).exists() else "does not exist"
-        raise ValueError(f"{folder} {what}: expected a folder of PNG files")
-    visible = Path(folder).glob("[!.]*")  # macOS leaves hidden files, such as ._0.png
-    paths = sorted(path for path in visible if path.suffix.lower() == ".png" and path.is_file())
-    if len(paths) < 2:
-        hint = next((f": did you mean {path.parent}?" for path in Path(folder).glob("*/*.png")), "")
-        raise ValueError(f"{folder} holds {len(paths)} PNG files, expected two or more{hint}")
-    return torch.stack([read_image(path) for path in paths])  # (N, 1, 32, 32)
-
-
-def read_image(path):
-    """One PNG file as grey, (1, 32, 32) float32 in [0, 1]; ValueError if it cannot be used."""
-    try:
-        start = Path(path).read_bytes()[:20]
-        if start.startswith(b"version https://git-"):
-            raise ValueError("it is a Git LFS placeholder: fetch the image with `git lfs pull`")
-        if not start.startswith(b"\x89PNG"):
-            raise ValueError(f"it is no PNG file, it begins with {start[:16]}: save it as PNG")
-        with Image.open(path) as image:
-            if image.size != (SIZE, SIZE):
-                raise ValueError(f"{image.height}×{image.width}, expected {SIZE}×{SIZE}: resize it")
-            image.verify()  # the checksums, which reading the pixels does not look at
-        with Image.open(path) as image:
-            sixteen_bits = image.mode.startswith("I")  # 16 bits, which convert("L") would clip
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-                raise ValueError("it has transparent pixels, which are not grey: flatten it")
-            pixels = np.array(image if sixteen_bits else image.convert("L"), dtype=np.float32)
-    except Exception as error:  # Pillow has no common type for what damaged files raise
-        raise ValueError(f"{path} cannot be used: {error}") from error
-    return torch.from_numpy(pixels / (65535 if sixteen_bits else 255)).unsqueeze(0)
+# Files
 
 
 def check_folder(folder):
@@ -379,9 +348,6 @@ def check_folder(folder):
     try:
         os.makedirs(folder, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
-        for name in EXPORTS:
-            if Path(folder, name).exists():
-                Path(folder, name).open("ab").close()  # an older file, perhaps somebody else's
     except OSError as error:
         what = f"the exported files cannot be written to {folder} ({error})"
         raise OSError(f"{what}: choose a folder of your own") from error
@@ -403,41 +369,51 @@ def replace_files(folder, writers):
 
 
 def save(vae, folder="."):
-    """Write the state dictionaries encoder.pth, latent.pth and decoder.pth."""
-    states = {name: getattr(vae, name.removesuffix(".pth")).state_dict() for name in WEIGHTS}
+    """Write the state dictionaries encoder.pth, latent.pth and decoder.pth; latent.pth also keeps
+    the constructor's arguments. OSError if they cannot be written."""
+    states = {}
+    for name in WEIGHTS:
+        state = getattr(vae, name.removesuffix(".pth")).state_dict()
+        for prefix in ("_orig_mod.", "module."):  # of torch.compile and DataParallel
+            consume_prefix_in_state_dict_if_present(state, prefix)
+        states[name] = state
+    states["latent.pth"]["arguments"] = vae.arguments
     replace_files(folder, {name: partial(torch.save, state) for name, state in states.items()})
 
 
-def read_state(path):
-    """The state dictionary in a file; ValueError if it is none. Nothing in the file is executed."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file brings about
-        raise ValueError(f"{path} cannot be used, export it again: {error}") from error
-
-
 def load(folder="."):
-    """The VAE of the three files that `save` wrote, whatever its sizes; ValueError if a file is
-    damaged, or if the three do not fit together."""
-    states = {name: read_state(Path(folder, name)) for name in WEIGHTS}
+    """The VAE of the three files that `save` wrote, in evaluation mode. Nothing in the files is
+    executed. ValueError names a file that is damaged, or that does not fit to the others."""
+    states = {}
+    for name in WEIGHTS:
+        path = Path(folder, name)
+        try:
+            states[name] = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(states[name], dict):
+                raise TypeError(f"it holds a {type(states[name]).__name__}, no state dictionary")
+        except Exception as error:  # whatever a damaged or foreign file brings about
+            raise ValueError(f"{path} cannot be used, export it again: {error}") from error
+    path = Path(folder, "latent.pth")  # the file that an error names
     try:
-        latent_dim = len(states["latent.pth"]["prior_mu"])
-        hidden = len(states["decoder.pth"]["net.2.weight"])
-        any_images = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, SIZE, SIZE)
-        vae = VAE(any_images, latent_dim, hidden)  # what it takes from images is in the files
+        dtype = states["latent.pth"]["prior_mu"].dtype
+        any_images = torch.eye(2, dtype=dtype)[0].view(2, 1, 1, 1).repeat(1, 1, SIZE, SIZE)
+        # All that it takes from images is in the files
+        vae = VAE(any_images, **states["latent.pth"].pop("arguments"))
         for name, state in states.items():
+            path = Path(folder, name)
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        what = "the .pth files are not of one VAE of this library, export them again"
-        raise ValueError(f"{folder}: {what} ({error})") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        what = "does not fit the two other .pth files, or vae_lib.py as it is now"
+        raise ValueError(f"{path} {what}: export the three again ({error})") from error
     return vae.eval()
 
 
 def write_result(path, fid, losses, features="imagenet"):
     """Write result.csv, rows `key,number`: the FID; the FID again under a key that names its
     features, since FIDs from different features cannot be compared; the score, 100 − FID; and the
-    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields."""
+    loss of each epoch, −ELBO in nats per image. `losses` are what `train` yields. OSError if the
+    file cannot be written."""
     rows = [f"FID,{fid}", f"FID_{features},{fid}", f"score,{100 - fid}"]
-    rows += [f"loss,{epoch.loss}" for epoch in losses]
+    rows += [f"loss,{float(epoch.loss)}" for epoch in losses]
     path = Path(path)
     replace_files(path.parent, {path.name: lambda part: part.write_text("\n".join(rows) + "\n")})
