@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import vae_lib
-from tests.fid import frechet_distance, imagenet_features, memoriser_fid
+from tests.fid import frechet_distance, imagenet_features, memoriser_fid, read_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FIRST_SEED = 1000  # no choice was made on seeds from here on
@@ -59,7 +59,7 @@ def load_subject(name):
 
 def load_digits(name):
     """The images of data/train as they are, some of them twice, or drawn towards grey."""
-    x = vae_lib.load_images(ROOT / "data" / "train")
+    x = read_folder(ROOT / "data" / "train")
     if name == "digits, ten of them twice":
         return torch.cat([x[:90], x[:90:9]])
     if name == "dimmed digits":
