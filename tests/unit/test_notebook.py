@@ -13,7 +13,7 @@ from PIL import Image
 
 import vae_lib
 from tests import fid as evaluator
-from tests.eval_test import read_result
+from tests.grading import read_result
 from tests.unit.executed import (
     NOTEBOOK,
     ROOT,
