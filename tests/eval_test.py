@@ -28,7 +28,7 @@ class EvalTest(unittest.TestCase):
 
     def test_score(self):
         print(f"\nscore {self.figures['score']:.1f}")
-        sentence = grading.samples_beat_noise(grading.Graded(figures=self.figures), None)
+        sentence = grading.samples_beat_noise(grading.Graded(figures=self.figures))
         if sentence:
             self.fail(sentence)
 

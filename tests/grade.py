@@ -21,11 +21,11 @@ import sys
 import tempfile
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 sys.dont_write_bytecode = True  # this clone may be read-only
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests import grading  # noqa: E402
 
@@ -50,9 +50,9 @@ def differences(submission):
     ]
 
 
-def report(source, graded, work):
+def report(source, graded):
     """The lines of a report, and the row of the table. The grade is the last line."""
-    sentences = grading.verdict(graded, work)
+    sentences = grading.verdict(graded)
     lines = [grading.isolation()[1]]
     if source.is_dir():
         lines += differences(source)
@@ -68,8 +68,7 @@ def report(source, graded, work):
     row = {"grade": "passed" if passed else "failed", "reason": "; ".join(sentences)}
     if figures:
         row |= {"score": f"{figures['score']:.1f}", "FID": f"{figures['FID']:.1f}"}
-        row |= {"F": f"{figures['FID'] / figures['F']:.2f}" if figures["F"] else ""}
-        row |= {"copies": figures["copies"]}
+        row |= {"F": f"{figures['FID'] / figures['F']:.2f}", "copies": figures["copies"]}
     return lines, row
 
 
@@ -101,17 +100,18 @@ def grade_all(paths, time_limit, table):
 
         def start(i):
             work = Path(folder, str(i), "work")
-            return work, pool.submit(grading.grade, paths[i], work, time_limit, stop)
+            return work, pool.submit(grading.run, paths[i], work, time_limit, stop)
 
         try:
             following = start(0)
             for i, (name, path) in enumerate(zip(names, paths, strict=True)):
                 work, running = following
-                graded = running.result()
+                wait([running])
                 if i + 1 < len(paths):
                     following = start(i + 1)
                 try:
-                    lines, row = report(path, grading.finish(graded, work), work)
+                    graded = running.result()
+                    lines, row = report(path, grading.finish(graded, work))
                 except Exception as error:  # one submission must not keep the others from a grade
                     traceback.print_exc()
                     reason = grading.plain(f"grading it failed ({type(error).__name__}: {error})")

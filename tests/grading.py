@@ -51,8 +51,11 @@ PR_SET_CHILD_SUBREAPER = 36
 class Graded:
     """What was found of a submission."""
 
-    problems: list = field(default_factory=list)  # what is wrong with its files, [sentence]
+    files: str = ""  # what is wrong with its files, a sentence
+    result: str = ""  # what is wrong with result.csv
+    losses: list = field(default_factory=list)  # in result.csv
     outcome: dict = field(default_factory=dict)  # what its code did, see contract.main
+    unscored: str = ""  # why its samples have no figures
     figures: dict = field(default_factory=dict)  # of its samples, see score
     log: str = ""  # what its code printed
 
@@ -72,8 +75,8 @@ def printable(text):
 
 def collect(source, work):
     """Copy the six files of a submission, a folder or a .zip, into the folder `work`. They lie at
-    its top or in one folder below. Returns what is wrong, [sentence]; ValueError if it cannot be
-    read at all, or if it is not clear where the files lie."""
+    its top or in one folder below. ValueError says what is missing or cannot be read, or that it is
+    not clear where the files lie."""
     work.mkdir(parents=True)
     if source.is_dir():
         return copy_files(place_of(source, source), work)
@@ -94,15 +97,13 @@ def collect(source, work):
 
 
 def place_of(top, source):
-    """The folder that holds the six files: the top, or the only one below that has some of them."""
+    """The folder that holds vae_lib.py: the top, or the only one below."""
 
-    def count(folder):
-        return sum((folder / name).is_file() for name in TAKEN)
+    def has(folder):
+        return (folder / "vae_lib.py").is_file()
 
-    if count(top):
-        return top
     below = [path for path in top.iterdir() if path.is_dir() and path.name != "__MACOSX"]
-    below = sorted((path for path in below if count(path)), key=lambda path: path.name)
+    below = [] if has(top) else sorted(filter(has, below), key=lambda path: path.name)
     if len(below) > 1:
         names = ", ".join(path.name for path in below[:5])
         raise ValueError(f"{source} holds more than one submission, {names}: grade one of them")
@@ -110,22 +111,41 @@ def place_of(top, source):
 
 
 def copy_files(place, work):
-    problems = []
+    missing = []
     for name in TAKEN:
         path = place / name
         if (isinstance(path, Path) and path.is_symlink()) or not path.is_file():
-            problems.append(name)
+            missing.append(name)
             continue
         with path.open("rb") as file:
             data = file.read(FILE_BYTES + 1)
         if len(data) > FILE_BYTES:
-            raise ValueError(
-                f"{name} has more than {FILE_BYTES / 1e6:.0f} MB: hand in a smaller one"
-            )
+            megabytes = f"{FILE_BYTES / 1e6:.0f} MB"
+            raise ValueError(f"{name} has more than {megabytes}: hand in a smaller one")
         (work / name).write_bytes(data)
-    if problems:
-        return [f"{', '.join(problems)} missing, or no regular file: {AGAIN}"]
-    return []
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing, or no regular file: {AGAIN}")
+
+
+def look_at_files(graded, source, work):
+    """What is wrong with the files, before its code can change them."""
+    try:
+        collect(source, work)
+        with Image.open(work / "samples.png", formats=["PNG"]) as picture:
+            picture.verify()
+    except ValueError as error:
+        graded.files = plain(error)
+    except Exception as error:  # Pillow has no common type for what damaged files raise
+        graded.files = f"samples.png is no picture ({plain(error, 100)}): {AGAIN}"
+    try:
+        graded.losses = read_result(work / "result.csv")[1]
+    except (OSError, ValueError) as error:
+        graded.result = "" if graded.files else f"{error}: {AGAIN}"
+        return
+    losses = graded.losses
+    if len(losses) < 2 or not losses[-1] < losses[0]:
+        expected = "expected two or more that fall"
+        graded.result = f"result.csv holds {len(losses)} losses, {expected}: {AGAIN}"
 
 
 def read_result(path):
@@ -176,7 +196,7 @@ def isolation():
     command += ["--die-with-parent", "--new-session"]
     with tempfile.TemporaryDirectory() as folder:
         tried = subprocess.run(
-            [*command, "--bind", folder, folder, "--chdir", folder, sys.executable, "-c", ""],
+            [*command, "--bind", folder, folder, sys.executable, "-c", f"open({__file__!r})"],
             capture_output=True,
             text=True,
             check=False,
@@ -303,7 +323,7 @@ def read_outcome(path, problem):
     """What the submission's process wrote, which may be anything; `problem` is why parts of it are
     missing."""
     try:
-        if path.is_symlink() or path.stat().st_size > 1_000_000:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > 1_000_000:
             raise ValueError
         found = json.loads(path.read_text(encoding="utf-8"), parse_int=float)
         said = {key: plain(words) for key, words in found["problems"].items()}
@@ -396,22 +416,19 @@ def samples_change(samples, folder):
 
 def in_words(figures):
     """The score, for people."""
-    multiple = f"{figures['FID'] / figures['F']:.2f} F" if figures["F"] > 0 else "F is 0"
+    multiple = f"{figures['FID'] / figures['F']:.2f} F"
     what = f"FID {figures['FID']:.1f}, {multiple}, {figures['features']} features"
     copies = f"{figures['copies']} of {figures['of']} samples are copies"
     return f"score {figures['score']:.1f} ({what}, {copies})"
 
 
-def grade(source, work, time_limit=TIME_LIMIT, stop=None):
-    """Collect a submission in `work` and run its code; `finish` scores it. Two steps, so that the
+def run(source, work, time_limit=TIME_LIMIT, stop=None):
+    """Collect a submission in `work` and run its code. `finish` scores it: two steps, so that the
     next one's code can run while one is scored."""
     graded = Graded()
-    try:
-        graded.problems = collect(Path(source), work)
-        if (work / "vae_lib.py").is_file():
-            graded.outcome, graded.log = run_code(work, time_limit, stop)
-    except (OSError, ValueError) as error:
-        graded.problems = [plain(error)]
+    look_at_files(graded, source, work)
+    if (work / "vae_lib.py").is_file():
+        graded.outcome, graded.log = run_code(work, time_limit, stop)
     return graded
 
 
@@ -420,60 +437,45 @@ def finish(graded, work):
         try:
             graded.figures = score(work)
         except (OSError, ValueError) as error:
-            graded.problems.append(plain(f"the samples could not be scored: {error}"))
+            graded.unscored = plain(f"the samples could not be scored: {error}")
     return graded
 
 
-# The checks: each returns a sentence, or None
+# The checks: each returns a sentence, or nothing
 
 
-def files_are_there(graded, work):
-    if graded.problems:
-        return "; ".join(graded.problems)
-    try:
-        with Image.open(work / "samples.png", formats=["PNG"]) as picture:
-            picture.verify()
-    except Exception as error:  # Pillow has no common type for what damaged files raise
-        return f"samples.png is no picture ({plain(error, 100)}): {AGAIN}"
-    return None
+def files_are_there(graded):
+    return graded.files
 
 
-def result_is_sound(graded, work):
-    if not (work / "result.csv").is_file():
-        return None  # said above
-    try:
-        _, losses = read_result(work / "result.csv")
-    except ValueError as error:
-        return f"{error}: {AGAIN}"
-    if len(losses) < 2 or not losses[-1] < losses[0]:
-        return f"result.csv holds {len(losses)} losses, expected two or more that fall: {AGAIN}"
-    return None
+def result_is_sound(graded):
+    return graded.result
 
 
-def contract_is_kept(graded, work):
+def contract_is_kept(graded):
     problems = graded.outcome.get("problems", {})
     return problems.get("vae_lib") or problems.get("contract") or problems.get("ended")
 
 
-def samples_are_drawn(graded, work):
-    said = graded.outcome.get("problems", {}).get("samples")
-    if said:
-        return said
+def failed(graded, step):
+    """Why a step of the submission's code failed, unless that is said already."""
+    if graded.files or contract_is_kept(graded):
+        return None
+    return graded.outcome.get("problems", {}).get(step)
+
+
+def samples_are_drawn(graded):
     if graded.figures and not graded.figures["from_decoder"]:
         return "samples do not come from decoder.pth: they stay the same when its weights are 0"
-    return None
+    return failed(graded, "samples") or graded.unscored
 
 
-def encoder_belongs_to_the_rest(graded, work):
+def encoder_belongs_to_the_rest(graded):
     """Samples need no encoder: −ELBO of the training images does."""
-    if "loss" not in graded.outcome:
-        said = graded.outcome.get("problems", {}).get("loss")
-        return f"−ELBO of the training images: {said}" if said else None
-    try:
-        last = read_result(work / "result.csv")[1][-1]
-    except (OSError, ValueError, IndexError):
-        return None  # said above
-    loss = graded.outcome["loss"]
+    if "loss" not in graded.outcome or not graded.losses:
+        said = failed(graded, "loss")
+        return said and f"−ELBO of the training images: {said}"
+    loss, last = graded.outcome["loss"], graded.losses[-1]
     nats, share = LOSS_MAY_DIFFER
     if abs(loss - last) < nats + share * abs(last):
         return None
@@ -484,22 +486,21 @@ def encoder_belongs_to_the_rest(graded, work):
     )
 
 
-def fresh_model_learns(graded, work):
-    call = f"train(VAE(images), images, {EPOCHS}), with its own defaults,"
+def fresh_model_learns(graded):
     if "fresh" not in graded.outcome:
-        return graded.outcome.get("problems", {}).get("fresh")
+        return failed(graded, "fresh")
     (rec, kl), (rec_after, kl_after) = (graded.outcome["fresh"][key] for key in ("before", "after"))
-    if rec_after + kl_after < rec + kl:
-        return None
-    if rec_after < 0.9 * rec and kl_after < 1000:  # KL may be free at first
+    free = rec_after < 0.9 * rec and kl_after < 1000  # KL may cost nothing at first
+    if rec_after + kl_after < rec + kl or free:
         return None
     return (
-        f"{call} took −ELBO from {rec + kl:.4g} to {rec_after + kl_after:.4g} nats per image,"
-        " expected it to fall: look at train in vae_lib.py"
+        f"train(VAE(images), images, {EPOCHS}), with its own defaults, took −ELBO from"
+        f" {rec + kl:.4g} to {rec_after + kl_after:.4g} nats per image, expected it to fall: look"
+        " at train in vae_lib.py"
     )
 
 
-def samples_beat_noise(graded, work):
+def samples_beat_noise(graded):
     figures = graded.figures
     if not figures or figures["FID"] < figures["limit"]:
         return None
@@ -520,7 +521,6 @@ CHECKS = (
 )
 
 
-def verdict(graded, work):
-    """A sentence for each check that fails, none twice."""
-    sentences = [check(graded, work) for check in CHECKS]
-    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
+def verdict(graded):
+    """A sentence for each check that fails."""
+    return [sentence for check in CHECKS if (sentence := check(graded))]

@@ -26,18 +26,18 @@ class RunTest(unittest.TestCase):
         RESULT.unlink(missing_ok=True)
         shutil.rmtree(SAMPLE, ignore_errors=True)
         temporary = cls.enterClassContext(tempfile.TemporaryDirectory())
-        cls.work = Path(temporary, "work")
-        cls.graded = grading.finish(grading.grade(grading.ROOT, cls.work), cls.work)
+        work = Path(temporary, "work")
+        cls.graded = grading.finish(grading.run(grading.ROOT, work), work)
         print(f"\n{cls.graded.log}", end="")
-        if (cls.work / "data" / "sample").is_dir():
-            shutil.copytree(cls.work / "data" / "sample", SAMPLE)
+        if (work / "data" / "sample").is_dir():
+            shutil.copytree(work / "data" / "sample", SAMPLE)
         if cls.graded.figures:
             losses = cls.graded.outcome.get("fresh", {}).get("losses", [])
             grading.write_result(RESULT, cls.graded.figures, losses)
             print(grading.in_words(cls.graded.figures))
 
     def check(self, rule):
-        sentence = rule(self.graded, self.work)
+        sentence = rule(self.graded)
         if sentence:
             self.fail(sentence)
 
