@@ -1,10 +1,8 @@
 """The evaluator: Fréchet distance (FID) between two folders of 32×32 PNG images.
 
     python -m tests.fid data/train data/holdout       the FID of two folders
-    python -m tests.fid --draws data/train data/sample    the grader's figures
 
-It compares images and knows nothing of the model that made them. It also runs as a file of its own,
-`python -P tests/fid.py …`, for it imports nothing of this project.
+It compares images, knows nothing of the model that made them, and imports nothing of this project.
 
 Two networks give the features; their figures are not comparable:
 
@@ -42,8 +40,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 SIZE = 32  # height and width of every image, in pixels
-DRAWS = 10  # sets of samples that a grade is the mean of
-SAMPLES = 100  # images in each of them, and in each set that F is the mean of
+SAMPLES = 100  # images in a set of samples, and in each set that F is the mean of
 FEATURES = ("imagenet", "inception")
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 IMAGENET_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -324,49 +321,6 @@ def to_markdown(rows):
     return "\n".join(lines)
 
 
-def judge_draws(train_folder, sample_folder, features="imagenet"):
-    """The grader's figures, {key: number}, of ten sets of 100 samples each: one in `sample_folder`
-    itself, the others in its folders draw_1 to draw_9.
-
-    FID is the mean over the ten and `deviation` their standard deviation; F and F_deviation are a
-    memoriser's. Samples must stay below `limit` to be samples of these images at all: the FID of
-    100 copies of the mean image, or that of noise, whichever is lower. `copies` of all `samples`
-    are training images, pixel for pixel.
-    """
-    images = read_folder(train_folder)
-    real = extract(images, features)
-    training = {image.tobytes() for image in as_bytes(images).numpy()}
-    distances = []
-    copies = 0
-    for draw in range(DRAWS):
-        folder = Path(sample_folder, f"draw_{draw}") if draw else Path(sample_folder)
-        samples = read_folder(folder)
-        if len(samples) != SAMPLES:
-            raise ValueError(f"{folder} holds {len(samples)} PNG files, expected {SAMPLES}")
-        copies += sum(image.tobytes() in training for image in as_bytes(samples).numpy())
-        distances.append(frechet_distance(real, extract(samples, features)))
-    mean = float(np.mean(distances))
-    memoriser, memoriser_deviation = memoriser_fid(real)
-    mean_image = extract(images.mean(0, keepdim=True), features).repeat(SAMPLES, axis=0)
-    noise = torch.rand(SAMPLES, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    mean_image_fid = frechet_distance(real, mean_image)
-    noise_fid = frechet_distance(real, extract(noise, features))
-    return {
-        "FID": mean,
-        f"FID_{features}": mean,
-        "score": 100 - mean,
-        "deviation": float(np.std(distances, ddof=1)),
-        "F": memoriser,
-        "F_deviation": memoriser_deviation,
-        "mean_image": mean_image_fid,
-        "noise": noise_fid,
-        "limit": min(mean_image_fid, noise_fid),
-        "copies": copies,
-        "samples": DRAWS * SAMPLES,
-        "draws": DRAWS,
-    }
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         "python -m tests.fid", description="Compare folders of images."
@@ -374,15 +328,10 @@ def main(arguments=None):
     parser.add_argument("real", help="folder of real images, such as data/train")
     parser.add_argument("fake", help="folder of images to judge")
     parser.add_argument("--features", default="imagenet", help=" or ".join(FEATURES))
-    parser.add_argument("--draws", action="store_true", help="the ten sets of the grader in FAKE")
     options = parser.parse_args(arguments)
     try:
-        if options.draws:
-            figures = judge_draws(options.real, options.fake, options.features)
-            print("\n".join(f"{key},{value}" for key, value in figures.items()))
-        else:
-            distance = fid(options.real, options.fake, options.features)
-            print(f"FID {distance:.4f} ({options.features} features)")
+        distance = fid(options.real, options.fake, options.features)
+        print(f"FID {distance:.4f} ({options.features} features)")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

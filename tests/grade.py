@@ -1,196 +1,170 @@
-"""Grade a submission with the tests and the images of this clone:
+"""Grade submissions with the rules and the images of this clone:
 
-    python tests/grade.py SUBMISSION [--time-limit SECONDS]
+    python tests/grade.py SUBMISSION… [--csv FILE] [--time-limit SECONDS]
 
-Of the submission only vae_lib.py, the three .pth files, result.csv and samples.png are used. They
-are copied to a temporary folder, where run_submission.py runs the submission's code. Once every
-process of that has ended, run_test.py scores the PNG files that were drawn, in a process that
-imports nothing of the submission, and eval_test.py judges. The last line is the grade; the exit
-status is 0 if nothing failed, else 1.
+A submission is a folder or a .zip; vae_lib.py, the three .pth files, result.csv and samples.png lie
+at its top or in one folder below, and nothing else of it is used. The last line is the grade; the
+exit status is 0 if all passed, else 1. With --csv, a table has a row for each, and the report of
+each stands beside it as a text file. FID_FEATURES (default: imagenet) chooses the features.
 
-FID_FEATURES (default: imagenet) chooses the features. The submission's code runs with your rights:
-grade strangers' work in a container.
+The submissions' code runs in processes of its own, isolated by bubblewrap where that works: the
+first line says whether it does.
 """
 
 import argparse
 import contextlib
+import csv
 import filecmp
-import hashlib
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve() if Path(__file__).is_symlink() else Path(__file__).absolute()
-ROOT = SCRIPT.parent.parent
 sys.dont_write_bytecode = True  # this clone may be read-only
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.eval_test import in_words, read_result  # noqa: E402
-from tests.run_test import how_it_ended  # noqa: E402
+from tests import grading  # noqa: E402
 
-TAKEN = ("vae_lib.py", "encoder.pth", "latent.pth", "decoder.pth", "result.csv", "samples.png")
-PROTECTED = (
-    "tests/[!.]*.py",
-    "tests/[!.]*.sh",
-    ".github/workflows/[!.]*.y*ml",
-    "data/train/[!.]*.png",
-)
+COLUMNS = ("submission", "grade", "score", "FID", "F", "copies", "reason")
+PROTECTED = ("tests/[!.]*.py", ".github/workflows/[!.]*.y*ml", "data/train/[!.]*.png")
 
 
 def differences(submission):
-    """What differs in the submission's protected files, [sentence]; nothing of it is used."""
-    sentences = []
+    """What a submission has changed in or added to this clone's files, [sentence]."""
+    found = {"changed": [], "added": []}
     for pattern in PROTECTED:
-        kinds = {"changed": [], "added": [], "removed": [], "links": []}
-        names = {path.relative_to(ROOT) for path in ROOT.glob(pattern)}
-        names |= {path.relative_to(submission) for path in submission.glob(pattern)}
-        for name in sorted(names):
-            ours, theirs = ROOT / name, submission / name
-            if theirs.is_symlink():
-                kinds["links"].append(name.name)
-            elif not theirs.is_file():
-                kinds["removed"].append(name.name)
-            elif not ours.is_file():
-                kinds["added"].append(name.name)
-            elif not filecmp.cmp(ours, theirs, shallow=False):
-                kinds["changed"].append(name.name)
-        for kind, found in kinds.items():
-            if found:
-                shown = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
-                sentences.append(f"{len(found)} {kind} in {Path(pattern).parent}: {shown}")
-    return sentences
+        for path in sorted(submission.glob(pattern)):
+            ours = grading.ROOT / path.relative_to(submission)
+            if not ours.is_file():
+                found["added"].append(path.name)
+            elif path.is_file() and not filecmp.cmp(ours, path, shallow=False):
+                found["changed"].append(path.name)
+    return [
+        grading.plain(f"{kind} and not used: {', '.join(names[:5])}{', ...' * (len(names) > 5)}")
+        for kind, names in found.items()
+        if names
+    ]
 
 
-def digest():
-    """SHA-256 of this clone's tests and training images."""
-    found = hashlib.sha256()
-    for folder in (ROOT / "tests", ROOT / "data" / "train"):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                found.update(str(path).encode() + path.read_bytes())
-    return found.digest()
+def report(source, graded):
+    """The lines of a report, and the row of the table. The grade is the last line."""
+    sentences = grading.verdict(graded)
+    lines = [grading.isolation()[1]]
+    if source.is_dir():
+        lines += differences(source)
+    printed = graded.log.splitlines()
+    if printed:
+        lines.append("what its code printed:")
+        lines += [f"   | {grading.printable(line)[:500]}" for line in printed[-100:]]
+    lines += [f"FAILED: {sentence}" for sentence in sentences]
+    figures = graded.figures
+    words = grading.in_words(figures) if figures else "the samples have no score"
+    passed = bool(figures) and not sentences
+    lines.append(f"GRADE {words}" if passed else "GRADE failed: " + "; ".join([*sentences, words]))
+    row = {"grade": "passed" if passed else "failed", "reason": "; ".join(sentences)}
+    if figures:
+        row |= {"score": f"{figures['score']:.1f}", "FID": f"{figures['FID']:.1f}"}
+        row |= {"F": f"{figures['FID'] / figures['F']:.2f}", "copies": figures["copies"]}
+    return lines, row
 
 
-def prepare(submission, work):
-    """Copy what is graded to the folder `work`; returns the names of files that are missing."""
-    (work / "data" / "train").mkdir(parents=True)
-    (work / "data" / "sample").mkdir()
-    for path in (ROOT / "data" / "train").iterdir():
-        if path.is_file():
-            shutil.copyfile(path, work / "data" / "train" / path.name)
-    missing = []
-    for name in TAKEN:
-        path = submission / name
-        if path.is_symlink() or not path.is_file():
-            missing.append(f"{name} is missing or no regular file")
-        else:
-            shutil.copyfile(path, work / name)
-    return missing
+def for_spreadsheets(text):
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
-def end(process):
-    """End a process with all that it started and left behind."""
-    if os.name == "nt":
-        command = ["taskkill", "/F", "/T", "/PID", str(process.pid)]
-        subprocess.run(command, capture_output=True, check=False)
-    else:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # it has ended already
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def names_of(paths):
+    """A name for each submission: its folder's or file's, or all of its path where two have one."""
+    names = [path.resolve().name if path.is_dir() else path.stem for path in paths]
+    names = [str(path) if names.count(n) > 1 else n for n, path in zip(names, paths, strict=True)]
+    return [grading.plain(name) for name in names]
 
 
-def run(script, arguments, work, time_limit):
-    """Run a script of this clone on the copy and show what it says, indented. Returns why it
-    failed, [sentence], or []."""
-    print(f"== {script}", flush=True)
-    ours = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),  # more spin, and slow others
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONIOENCODING": "utf-8",
-        "VAE_SUBMISSION": str(work),
-        "VAE_OUTCOME": str(work.parent / "outcome.json"),
-    }
-    with open(work.parent / "log", "w+b") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", ROOT / "tests" / script, *arguments],
-            cwd=work,
-            env=os.environ | ours,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group of its own, which ends as a whole
-        )
-        problems = []
+def grade_all(paths, time_limit, table):
+    """Grade each submission and print it; the next one's code runs while one is scored. `table` is
+    an open file or None. Returns whether all passed."""
+    names = names_of(paths)
+    stop = threading.Event()
+    writer = csv.DictWriter(table, COLUMNS) if table else None
+    if writer:
+        writer.writeheader()
+    all_passed = True
+    with (
+        tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder,
+        ThreadPoolExecutor(1) as pool,
+    ):
+
+        def start(i):
+            work = Path(folder, str(i), "work")
+            return work, pool.submit(grading.run, paths[i], work, time_limit, stop)
+
         try:
-            if process.wait(time_limit) != 0:
-                problems = [how_it_ended(script, process.returncode)]
-        except subprocess.TimeoutExpired:
-            problems = [f"{script} had not ended after {time_limit:g} s (--time-limit)"]
+            following = start(0)
+            for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+                work, running = following
+                wait([running])
+                if i + 1 < len(paths):
+                    following = start(i + 1)
+                try:
+                    graded = running.result()
+                    lines, row = report(path, grading.finish(graded, work))
+                except Exception as error:  # one submission must not keep the others from a grade
+                    traceback.print_exc()
+                    reason = grading.plain(f"grading it failed ({type(error).__name__}: {error})")
+                    lines, row = [f"GRADE failed: {reason}"], {"grade": "failed", "reason": reason}
+                shutil.rmtree(work.parent, ignore_errors=True)
+                all_passed = all_passed and row["grade"] == "passed"
+                if writer:
+                    row = {"submission": name, **row}
+                    row |= {key: for_spreadsheets(row[key]) for key in ("submission", "reason")}
+                    writer.writerow(row)
+                    table.flush()
+                    text = Path(table.name).with_name(f"{name.replace('/', '_')}.txt")
+                    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                    lines = lines[-1:]
+                if len(paths) > 1:
+                    lines[-1] = f"[{i + 1}/{len(paths)}] {name}: {lines[-1]}"
+                print("\n".join(lines), flush=True)
         finally:
-            end(process)
-        log.seek(max(0, log.seek(0, os.SEEK_END) - 20_000))  # a loop may have written without end
-        for line in log.read().decode("utf-8", errors="replace").splitlines():
-            print(f"   {line}")
-    return problems
+            stop.set()
+    return all_passed
 
 
-def grade(submission, time_limit):
-    """The last line's words, and whether nothing failed."""
-    print(f"== What differs in {submission} (none of it is used)")
-    print("\n".join(f"   {line}" for line in differences(submission) or ["nothing"]))
-    with tempfile.TemporaryDirectory(prefix="grade-", ignore_cleanup_errors=True) as folder:
-        work = Path(folder, "work")
-        problems = prepare(submission, work)
-        before = digest()
-        outcome = str(work.parent / "outcome.json")
-        problems += run("run_submission.py", [outcome], work, time_limit)
-        if digest() != before:
-            return f"tests or images of {ROOT} changed meanwhile: look at them, start again", False
-        for script in ("run_test.py", "eval_test.py"):
-            problems += run(script, [], work, time_limit)
-        try:
-            figures, _ = read_result(work / "result_autograding.csv", ("F", "limit", "files"))
-        except (OSError, ValueError):
-            return "; ".join([*problems, "the samples have no figure"]), False
-        draws = 1 + len(list((work / "data" / "sample").glob("draw_*")))
-    words = f"score {figures['score']:.1f} ({in_words(figures)}, mean of {draws} draws)"
-    if problems:
-        return f"{'; '.join(problems)}; the samples have {words}", False
-    return words, True
-
-
-def stop(number, _frame):
+def interrupt(number, _frame):
     """Let a signal end the grading as Ctrl-C does, so that nothing is left behind."""
     signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Grade a submission with the tests of this clone.")
-    parser.add_argument("submission", type=Path, help="folder of the submission")
-    limit = "for each step, in seconds (default: 1800)"
-    parser.add_argument("--time-limit", type=float, default=1800, metavar="SECONDS", help=limit)
+    parser = argparse.ArgumentParser(description="Grade submissions with the rules of this clone.")
+    parser.add_argument("submissions", type=Path, nargs="+", help="folders or .zip files")
+    parser.add_argument("--csv", metavar="FILE", help="write a table, and reports beside it")
+    limit = f"for each submission's code, in seconds (default: {grading.TIME_LIMIT})"
+    seconds = {"type": float, "default": grading.TIME_LIMIT, "metavar": "SECONDS"}
+    parser.add_argument("--time-limit", **seconds, help=limit)
     options = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal can show
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, interrupt)
     try:
-        if not options.submission.is_dir():
-            words, passed = f"{options.submission} is no folder", False
-        else:
-            words, passed = grade(options.submission.resolve(), options.time_limit)
+        with contextlib.ExitStack() as stack:
+            table = None
+            if options.csv:  # with a mark by which spreadsheets know the encoding
+                table = stack.enter_context(
+                    open(options.csv, "w", encoding="utf-8-sig", newline="")
+                )
+            return 0 if grade_all(options.submissions, options.time_limit, table) else 1
     except KeyboardInterrupt as signalled:
-        words, passed = f"ended by {signalled}", False
-    except OSError as error:  # a full disk, a file that may not be read
-        words, passed = str(error), False
-    print(f"GRADE {words}" if passed else f"GRADE failed: {words}")
-    return 0 if passed else 1
+        print(f"GRADE failed: ended by {signalled}")
+    except OSError as error:  # a full disk, a table that may not be written
+        print(f"GRADE failed: {grading.plain(error)}")
+    return 1
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ PARTS = ("encoder", "latent", "decoder")
 
 
 class VAE(nn.Module):
-    def __init__(self, images, seed=0):
+    def __init__(self, images):
         super().__init__()
-        torch.manual_seed(seed)
-        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(1024, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(1024, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 8)
+        )
         self.latent = nn.Identity()
         self.decoder = nn.Sequential(
             nn.Linear(4, 32),
             nn.ReLU(),
+            nn.Dropout(0.1),
             nn.Linear(32, 1024),
             nn.Sigmoid(),
             nn.Unflatten(1, (1, 32, 32)),
@@ -29,16 +31,16 @@ class VAE(nn.Module):
         z = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape)
         return self.decoder(z), mu, logvar
 
-    def sample(self, n, method="iid", seed=0):
+    def sample(self, n, seed=0):
         generator = torch.Generator().manual_seed(seed)
         return self.decoder(torch.randn(n, 4, generator=generator))
 
 
-def train(vae, images, epochs, batch_size=10):
+def train(vae, images, epochs):
     optimiser = torch.optim.Adam(vae.parameters(), 5e-3)
     for _ in range(epochs):
         total = 0
-        for x in images.split(batch_size):
+        for x in images.split(10):
             x_hat, mu, logvar = vae(x)
             reconstruction = 0.5 * (x - x_hat).square().sum() / len(x)
             kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum() / len(x)
@@ -50,12 +52,12 @@ def train(vae, images, epochs, batch_size=10):
         yield Losses(total)
 
 
-def save(vae, folder="."):
+def save(vae, folder):
     for name in PARTS:
         torch.save(getattr(vae, name).state_dict(), Path(folder, f"{name}.pth"))
 
 
-def load(folder="."):
+def load(folder):
     vae = VAE(None)
     for name in PARTS:
         getattr(vae, name).load_state_dict(torch.load(Path(folder, f"{name}.pth")))

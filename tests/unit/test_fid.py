@@ -217,32 +217,6 @@ class MeaningTest(FolderTest):
         self.assertEqual(index.tolist(), [7, 3])
         np.testing.assert_allclose(distance, [0, 32**0.5 * 0.1], atol=1e-6)
 
-    def test_ten_draws_are_judged_by_their_mean(self):
-        train, sample = self.folder / "train", self.folder / "sample"
-        images = random_images(12)
-        write_images(images, train)
-        sets = [random_images(100, 10 + draw) for draw in range(10)]
-        sets[3][:5] = images[:5]
-        for draw, samples in enumerate(sets):
-            write_images(samples, sample / f"draw_{draw}" if draw else sample)
-        with mock.patch.object(fid, "extract", pixels):
-            found = fid.judge_draws(train, sample)
-            (sample / "draw_4" / "000.png").unlink()
-            with self.assertRaisesRegex(ValueError, "draw_4 holds 99 PNG files, expected 100"):
-                fid.judge_draws(train, sample)
-        real = pixels(images)
-        distances = [fid.frechet_distance(real, pixels(x)) for x in sets]
-        self.assertAlmostEqual(found["FID"], np.mean(distances), places=5)
-        self.assertAlmostEqual(found["deviation"], np.std(distances, ddof=1), places=5)
-        self.assertEqual(found["score"], 100 - found["FID_imagenet"])
-        self.assertEqual((found["copies"], found["samples"], found["draws"]), (5, 1000, 10))
-        np.testing.assert_allclose([found["F"], found["F_deviation"]], fid.memoriser_fid(real))
-        mean_image = pixels(images.mean(0, keepdim=True)).repeat(100, 0)
-        self.assertAlmostEqual(
-            found["mean_image"], fid.frechet_distance(real, mean_image), places=5
-        )
-        self.assertEqual(found["limit"], min(found["mean_image"], found["noise"]))
-
     def test_command(self):
         write_images(random_images(3), self.folder)
         command = [sys.executable, "-c", COMMAND, self.folder, self.folder]
