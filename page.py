@@ -30,12 +30,11 @@ REWRITTEN = (
     (r"\\(begin|end)\{(gather(ed)?|multline)\*?\}", r"\\\1{matrix}"),
     (r"\\begin\{eqnarray\*?\}", r"\\begin{array}{rcl}"),
     (r"\\end\{eqnarray\*?\}", r"\\end{array}"),
-    (r"\\(begin|end)\{dcases\}", r"\\\1{cases}"),
     (r"\\\\\[[\d.]+ *\w+\]", r"\\\\ "),  # a line's distance to the next
     (r"\\mathop\{\\(mathrm|text|rm)\{(\w+)\}\}", r"\\operatorname*{\2}"),
     (r"(\\operatorname\*?\{\w+)\\[,:; ](\w+\})", r"\1\2"),
-    (r"\\(arg|argmin|argmax)\b", r"\\operatorname*{\1}"),
-    (r"\\sim\b", r"\\thicksim"),
+    (r"\\(arg|argmin|argmax)(?![a-zA-Z])", r"\\operatorname*{\1}"),
+    (r"\\sim(?![a-zA-Z])", r"\\thicksim"),
     (r"\\tag\*?\{", r"\\qquad\g<0>"),
     (r"\\text\{(?=[^}]*\$)", r"\\hbox{"),  # has formulas in it
 )
@@ -148,11 +147,11 @@ def space_names(row):
 
 
 class ForgetPreprocessor(ExecutePreprocessor):
-    """Where the notebook is run: drop what earlier runs, perhaps elsewhere, left in it."""
+    """Where the notebook is run: drops what earlier runs, perhaps elsewhere, left in it."""
 
     def preprocess(self, nb, resources=None, km=None):
         kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-        nb.metadata["kernelspec"] = kernel
+        nb.metadata.kernelspec = kernel
         nb.metadata.pop("widgets", None)
         for cell in nb.cells:
             if cell.cell_type == "code":
