@@ -5,6 +5,7 @@ SCREENSHOTS names a folder where pictures are written.
 
 import base64
 import io
+import json
 import os
 import re
 import shutil
@@ -13,10 +14,14 @@ import sys
 import tempfile
 import time
 import unittest
+from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+from bs4 import BeautifulSoup
+from nbconvert import HTMLExporter
 from PIL import Image, ImageChops
 from traitlets.config import PyFileConfigLoader
 
@@ -52,26 +57,115 @@ class FormulaTest(unittest.TestCase):
     """How page.py makes HTML of Markdown; this needs no browser."""
 
     def to_html(self, markdown):
+        """The HTML, and what warnings it took."""
         config = PyFileConfigLoader("page.py", str(ROOT)).load_config()
-        convert = config.HTMLExporter.filters["markdown2html"]
-        return convert({"resources": {"metadata": {"path": str(ROOT)}}}, markdown)
+        with mock.patch("logging.Logger.warning") as warning:
+            page = HTMLExporter(config=config).markdown2html({}, markdown)
+        return page, [call.args[0] % call.args[1:] for call in warning.call_args_list]
 
     def test_formulas_become_mathml(self):
-        page = self.to_html(r"where $q_i \sim p$, *so*" + "\n\n" + r"$$\frac{a}{b} = \log p$$")
-        self.assertIn("<msub><mi>q</mi><mi>i</mi></msub><mo>&#x0223C;</mo><mi>p</mi>", page)
+        page, _ = self.to_html(r"where $q_i \sim p$, *so*" + "\n\n" + r"$$\frac{a}{b} = \log p$$")
+        self.assertIn("<msub><mi>q</mi><mi>i</mi></msub><mo>∼</mo><mi>p</mi>", page)
         self.assertIn('display="block"><mrow><mfrac>', page)
         self.assertIn("<em>so</em>", page)
         self.assertNotIn("$", page)
 
-    def test_formula_that_browsers_would_not_draw_is_named(self):
-        """Unknown commands; letters without braces; and what latex2mathml can't read."""
-        aligned = r"\begin{aligned} a &= b \end{aligned}"
-        for latex in (r"\unknown x", r"\mathbb E", aligned, r"\frac{a}{"):
-            with self.assertRaises(ValueError) as caught:
-                self.to_html(f"This is ${latex}$.")
-            self.assertIn(latex, str(caught.exception))
-        with self.assertRaisesRegex(ValueError, "align"):
-            self.to_html(r"\begin{align} a &= b \end{align}")
+    def test_ways_to_write_formulas(self):
+        """What texts on VAEs hold, and what it looks like."""
+        for latex, looks in (
+            (r"\begin{align} a &= b \label{e} \\[1ex] &= c \nonumber \end{align}", "a=b=c"),
+            (r"\begin{equation} a \tag{7} \end{equation}", "a(7)"),
+            (r"$$\left\{ \begin{aligned}[t] a &= b \end{aligned} \right.$$", "{a=b"),
+            (r"$$\begin{array}{lr} a & \text{b < $c$} \end{array}$$", "ab<c"),
+            (r"\begin{eqnarray} a &=& b \end{eqnarray}", "a=b"),
+            (r"$\boldsymbol{\mu} \bm{x} \mathbf x \mathbb E \mathscr{L} \mathbb{1}$", "𝝁𝒙𝐱𝔼ℒ𝟙"),
+            (r"$\arg\min_\theta \operatorname*{arg\,max}_z \Bigl\{$", "argminθargmaxz{"),
+            (r"$\newcommand{\E}{\mathbb{E}}$ and $\E_q$", "and𝔼q"),
+            (r"<div title='$5 and $6'>$\sigma &lt; 1$</div>", "σ<1"),
+        ):
+            page, warnings = self.to_html(latex)
+            self.assertEqual(warnings, [])
+            text = BeautifulSoup(page, features="html.parser").text
+            self.assertEqual(re.sub(r"\s+", "", text), looks, latex)
+
+    def test_spaces_and_places_are_those_of_latex(self):
+        for latex, mathml in (
+            (r"a \log_2 b", '<msub><mo lspace="0.17em" rspace="0.17em">log</mo>'),
+            (r"-\log(b)", '<mo lspace="0" rspace="0">log</mo>'),
+            (r"\mathop{\mathrm{argmin}}_z", '<munder><mo movablelimits="true"'),
+            (r"a \implies b", "<mo>⟹</mo>"),
+            (r"a \tag{7}", '<mspace width="2em" /><mtext>(7)</mtext>'),
+            (r"\begin{gather} a \\ b \end{gather}", "</mtr><mtr>"),
+            (r"\underbrace{a}_b", '<munder><mrow class="braced">'),
+        ):
+            self.assertIn(mathml, self.to_html(f"${latex}$")[0])
+
+    def test_formula_that_is_not_known_stays_readable(self):
+        for latex in (r"\unknown x < y", r"\frac{a}{", "a & b", r"\newcommand{\y}{\y} \y"):
+            page, warnings = self.to_html(f"This is ${latex}$.\n\n# And more: $x$")
+            self.assertIn(f"This is <code>{escape(latex)}</code>.", page)
+            self.assertIn("<mi>x</mi>", page)
+            self.assertEqual(len(warnings), 1)
+            self.assertIn(latex, warnings[0])
+
+    def test_details_stay_folded(self):
+        page, _ = self.to_html("<details>\n<summary>Hint</summary>\n\nHidden\n\n</details>")
+        self.assertEqual(BeautifulSoup(page, features="html.parser").details.p.text, "Hidden")
+
+
+class FrontEndTest(unittest.TestCase):
+    """A notebook as other front ends and environments leave it."""
+
+    def test_what_other_front_ends_leave(self):
+        """Colab's widgets without "state", a kernel that is not here, outputs without what they
+        must have, pictures pasted and with names that are quoted; and another python3."""
+        dot, seen = "iVBORw0KGgo=", "data:image/png;base64,iVBORw0KGgo="
+        view = {"application/vnd.jupyter.widget-view+json": {"model_id": "gone"}}
+        left = [
+            {"output_type": "stream", "text": ["stale"]},
+            {"output_type": "display_data", "data": view},
+            {"output_type": "execute_result", "data": {"application/x-strange": {}}},
+        ]
+        code = {"cell_type": "code", "outputs": left, "execution_count": 7}
+        code["metadata"] = {"id": "x", "outputId": "y", "scrolled": True, "vscode": {}}
+        run = "import sys; from IPython.display import Image, Math; print(sys.prefix)\n"
+        run += "display(Image('Ü b.png', width=5, alt='dot')); Math('a^2')"
+        text = "![](attachment:my%20dot.png) ![](Ü%20b.png) <img src='Ü b.png'> ![](gone.png) "
+        text += "![](attachment:lost.png) ![](.)"
+        pasted = {"my dot.png": {"image/png": dot}}
+        markdown = {"cell_type": "markdown", "metadata": {}, "attachments": pasted, "source": text}
+        kernel = {"name": "conda-env-vae-py", "display_name": "Python [conda env:vae]"}
+        widgets = {"application/vnd.jupyter.widget-state+json": {"gone": {}}}
+        metadata = {"kernelspec": kernel, "widgets": widgets, "language_info": {"name": "R"}}
+        notebook = {
+            "cells": [markdown, code | {"source": run}, code | {"source": ""}],
+            "metadata": metadata | {"colab": {}, "vscode": {}},
+            "nbformat": 4,
+            "nbformat_minor": 0,
+        }
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "Ü b.png").write_bytes(base64.b64decode(dot))
+            (folder / "colab.ipynb").write_text(json.dumps(notebook))
+            other = folder / "jupyter" / "kernels" / "python3"
+            other.mkdir(parents=True)
+            spec = {"argv": ["/no/python"], "display_name": "Python 3", "language": "python"}
+            (other / "kernel.json").write_text(json.dumps(spec))
+            options = ["--config", str(ROOT / "page.py"), "colab.ipynb"]
+            command = [sys.executable, "-m", "nbconvert", *options]
+            variables = os.environ | {"JUPYTER_PATH": str(folder / "jupyter")}
+            pipes = {"stderr": subprocess.PIPE, "text": True}
+            done = subprocess.run(command, cwd=folder, env=variables, check=False, **pipes)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            page = (folder / "colab.html").read_text()
+        self.assertIn(sys.prefix, page)
+        self.assertIn("<msup><mi>a</mi><mn>2</mn></msup>", page)
+        self.assertEqual(page.count(seen), 4)
+        self.assertRegex(page, '<img alt="dot"[^>]*width="5"')
+        for name in ("gone.png", "attachment:lost.png", "."):
+            self.assertIn(f"its folder: {name}\n", done.stderr)
+        for word in ("stale", "x-strange", "unpkg", "hl-R"):
+            self.assertNotIn(word, page)
 
 
 class BrowserTest(unittest.TestCase):
