@@ -1,7 +1,8 @@
 """The pictures of the notebook: diagram, image grid, losses, film, posteriors, sliders, listings.
 
-Images are tensors (N, 1, 32, 32) with pixels in [0, 1]; losses are named tuples
-`(loss, reconstruction, kl, information, gaps)`, one an epoch, in nats per image.
+Images are tensors (N, 1, 32, 32) with pixels in [0, 1]. Losses are one object an epoch, in nats per
+image: with `.loss`, which is −ELBO, and, where a model's training tells them, with its parts
+`.reconstruction` and `.kl`, and KL's parts `.information` and `.marginal_kl`.
 """
 
 import base64
@@ -9,7 +10,6 @@ import html
 import inspect
 import io
 import math
-import os
 import time
 from collections import namedtuple
 from contextlib import contextmanager
@@ -29,6 +29,7 @@ from torchvision.utils import make_grid, save_image
 
 LEAST = 1e-3  # nats, at the foot of the losses' logarithmic axis, which has no zero
 FRAMES = 24  # of the film
+STARTED = time.time()  # files that are younger may differ from what this kernel runs
 
 Moment = namedtuple("Moment", "epoch losses decoded mu logvar")
 
@@ -50,7 +51,7 @@ def image_grid(images, columns=10, rows=(), width=6.0):
     height = width * len(grid) / len(grid[0])
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(grid.cpu().numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     pitch = images.shape[2] + 2  # an image's height and the white border
     axes.set_yticks([pitch * (row + 0.5) for row in range(len(rows))], rows)
     axes.tick_params(length=0, labelbottom=False)
@@ -87,40 +88,44 @@ def diagram(x=None, x_hat=None):
             axes.text(centre, middle + 0.5, symbol, **symbols)
             place = [(centre - 0.34) / 7, (middle - 0.34) / 1.6, 0.68 / 7, 0.68 / 1.6]
             picture = figure.add_axes(place, xticks=[], yticks=[])
-            picture.imshow(image[0].cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+            picture.imshow(image[0].numpy(), cmap="gray", vmin=0, vmax=1)
     return figure
 
 
 @default_settings()
 def plot_losses(losses, mean_image=None, n=None, title=""):
     """A figure of the losses per epoch, pale, each with its mean over the last 2 % of epochs,
-    strong: left −ELBO, reconstruction and KL, right KL's two parts, information and gaps.
+    strong: left −ELBO, reconstruction and KL; right, if the losses tell them, KL's two parts.
 
     Two dotted lines help to read them. A model that ends above the −ELBO of the mean image, which
     `mean_image` gives in nats, has learnt nothing; and ln n is the most that information can be
     for `n` images.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize="medium")
-    left, right = figure.subplots(1, 2)
-    # −ELBO falls from tens of nats to a few, so it needs a logarithmic axis, which has no zero;
-    # gaps end near zero, so they need a linear one.
     names = {"−ELBO": "loss", "reconstruction": "reconstruction", "KL": "kl"}
+    names = {label: name for label, name in names.items() if hasattr(losses[0], name)}
+    parts = {"information": "information", "marginal KL": "marginal_kl"}
+    parts = {label: name for label, name in parts.items() if hasattr(losses[0], name)}
+    panels = 2 if parts else 1
+    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    left, *right = figure.subplots(1, panels, squeeze=False)[0]
+    # −ELBO falls from tens of nats to a few, so it needs a logarithmic axis, which has no zero;
+    # the marginal KL ends near zero, so it needs a linear one.
     plot_running_means(left, losses, names, ("C0", "C1", "C2"), LEAST)
     left.set(yscale="log", xlabel="epoch", ylabel="nats per image")
     left.yaxis.set_major_formatter("{x:g}")
-    names = {"information": "information", "gaps": "gaps"}
-    top = plot_running_means(right, losses, names, ("C4", "C3"), 0)
-    right.set(xlabel="epoch", ylabel="nats per image")
     if mean_image is not None:
         label = f"mean image {mean_image:.2f}"
         left.axhline(max(mean_image, LEAST), color="black", linestyle=":", label=label)
-    if n is not None:
-        most = math.log(n)
-        right.axhline(most, color="black", linestyle=":", label=f"ln {n} = {most:.2f}")
-        top = max(top, most)
-    right.set_ylim(0, 1.1 * max(top, 0.1))
-    for axes in (left, right):
+    for axes in right:
+        top = plot_running_means(axes, losses, parts, ("C4", "C3"), 0)
+        axes.set(xlabel="epoch", ylabel="nats per image")
+        if n is not None:
+            most = math.log(n)
+            axes.axhline(most, color="black", linestyle=":", label=f"ln {n} = {most:.2f}")
+            top = max(top, most)
+        axes.set_ylim(0, 1.1 * max(top, 0.1))
+    for axes in (left, *right):
         # Two columns in either panel, so that both legends are as high and the panels level
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure
@@ -132,13 +137,13 @@ def plot_running_means(axes, losses, names, colours, least):
     windows = np.maximum(1, epochs // 50)
     marker = "." if len(losses) == 1 else ""  # a single point makes no line
     highest = 0
-    for (name, field), colour in zip(names.items(), colours, strict=True):
-        values = np.array([getattr(each, field) for each in losses])
+    for (label, name), colour in zip(names.items(), colours, strict=False):
+        values = np.array([float(getattr(each, name)) for each in losses])
         sums = np.concatenate([[0], values.cumsum()])
         means = (sums[epochs] - sums[epochs - windows]) / windows
-        label = f"{name} {means[-1]:.2f}"
         axes.plot(epochs, values.clip(least), color=colour, alpha=0.25, linewidth=0.5)
-        axes.plot(epochs, means.clip(least), color=colour, label=label, marker=marker, zorder=3)
+        strong = {"color": colour, "marker": marker, "zorder": 3}
+        axes.plot(epochs, means.clip(least), label=f"{label} {means[-1]:.2f}", **strong)
         highest = max(highest, means.max())
     return highest
 
@@ -169,58 +174,73 @@ def show_rows(rows, alt, width=6.0):
 
 
 def live(training, epochs, film, mean_image=None):
-    """Pass on the losses of `training`, an iterator of so many `epochs`, and meanwhile draw them
-    below the cell, with the −ELBO of the mean image in nats if it is given, and record the `film`.
-    The stop button ends the loop without an error."""
+    """Pass on the losses of `training`, an iterator of so many `epochs`, and meanwhile record the
+    `film`, and draw the losses below the cell, with the −ELBO of the mean image in nats if it is
+    given. The stop button ends the loop without an error."""
     handle = display("No epoch is finished yet.", display_id=True)
     history = []
 
     def draw():
         title = f"epoch {len(history)} of {epochs}"
-        alt = (
-            "Two line charts, nats per image over the epochs: −ELBO, reconstruction and KL; "
-            "KL's two parts, information and gaps"
-        )
+        alt = "Line charts, nats per image over the epochs: −ELBO and its parts"
         show(plot_losses(history, mean_image, len(film.images), title), alt, handle)
 
     drawn = -math.inf  # when, in seconds
     try:
         for losses in training:
             history.append(losses)
+            yield losses  # before anything is drawn, so that no stop can lose it
+            film.record(losses)
             if time.monotonic() - drawn > 3:  # a drawing takes half a second, time to train
                 draw()
                 drawn = time.monotonic()
-            film.record(losses)
-            yield losses
     except KeyboardInterrupt:
         print("Stopped by hand: the model stays as trained so far.")
     if history:
+        film.end(history)
         draw()
 
 
 class Film:
     """The training of `vae` on `images` for so many `epochs` as a film: about 24 moments, the early
-    ones close together, of what it makes of 25 draws from the prior, and of the posteriors."""
+    ones close together, of what it draws, and of the posteriors.
+
+    It draws 25 points along the first dimension of the prior where `vae` has the means for that,
+    a `latent.line` and a `decoder`; else 25 samples, always of the same seed.
+    """
 
     def __init__(self, vae, images, epochs):
         self.vae = vae
         self.images = images
-        points = vae.latent.sample(25)  # (25, L)
-        self.points = points[points[:, 0].argsort()]  # along the first dimension
         shares = np.linspace(0, 1, FRAMES) ** 3  # of the epochs
         self.chosen = set((epochs * shares).round().clip(1).astype(int))
         self.epoch = 0
         self.moments = []
 
-    @torch.no_grad()
     def record(self, losses):
         """Call this after each epoch; `losses` are the epoch's."""
         self.epoch += 1
         if self.epoch in self.chosen:
-            decoded = self.vae.decoder(self.points).cpu()  # (25, 1, 32, 32)
-            mu, logvar = self.vae.encoder(self.images)  # (N, L) each
-            moment = Moment(self.epoch, losses, decoded, mu.cpu(), logvar.cpu())
-            self.moments.append(moment)
+            self.add(losses)
+
+    def end(self, history):
+        """Call this when the training has ended, early or not, with the losses of all epochs."""
+        self.epoch = len(history)
+        if not self.moments or self.moments[-1].epoch != self.epoch:
+            self.add(history[-1])
+
+    def add(self, losses):
+        """One more moment of the film."""
+        mode = self.vae.training
+        self.vae.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):  # the training is not disturbed
+            if hasattr(self.vae, "decoder") and hasattr(getattr(self.vae, "latent", None), "line"):
+                decoded = self.vae.decoder(self.vae.latent.line(25))  # (25, 1, 32, 32)
+            else:
+                decoded = self.vae.sample(25, seed=0)  # (25, 1, 32, 32)
+            _, mu, logvar = self.vae(self.images)  # (N, L) each
+        self.vae.train(mode)
+        self.moments.append(Moment(self.epoch, losses, decoded, mu, logvar))
 
     def show(self):
         """Display the film with a slider that needs no kernel."""
@@ -241,7 +261,8 @@ class Film:
 
     def show_posteriors(self):
         """Display every image's posterior, their average and the prior at up to three moments:
-        the first, the one nearest to a tenth of the epochs, and the last."""
+        the first, the one nearest to a tenth of the epochs, and the last. The losses have to tell
+        the two parts of KL."""
         if not self.moments:
             print("There are no posteriors to show: no epoch was finished.")
             return
@@ -293,8 +314,8 @@ def plot_posteriors(moments):
     """A figure with a panel for each moment: the posterior density of each image i as a share of
     all, qᵢ(z)/n, their sum q(z), and the prior's density, over the first latent dimension.
 
-    Posteriors that lie side by side tell images apart, which is worth ln n nats; where the sum is
-    far from the prior, images crowd or leave gaps.
+    Posteriors that lie side by side tell images apart, which takes ln n nats of information; where
+    they crowd, their sum lies above the prior, which costs marginal KL.
     """
     moments = list(moments)
     n = len(moments[-1].mu)
@@ -317,8 +338,8 @@ def plot_posteriors(moments):
         densities = np.exp(-0.5 * ((places - mu) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
         axes.fill_between(places, densities.mean(0), color="0.85", zorder=0)  # behind the bells
         axes.plot(evenly, prior, color="black")
-        information, gaps = moment.losses.information, moment.losses.gaps
-        title = f"epoch {moment.epoch}: information {information:.2f} nats, gaps {gaps:.2f} nats"
+        information, marginal = moment.losses.information, moment.losses.marginal_kl
+        title = f"epoch {moment.epoch}: information {information:.2f}, marginal KL {marginal:.2f}"
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set(yticks=[], ylabel="density")
     top = min(panels[0].get_ylim()[1], 2.0)  # a crowd at the start must not dwarf all else
@@ -333,7 +354,7 @@ def plot_posteriors(moments):
 def flip_book(images, label):
     """Display one of the images (N, 1, H, W) at a time, chosen by a slider that needs no kernel;
     `label` stands beside the slider."""
-    frames = [np.asarray(frame) for frame in (255 * images[:, 0]).round().byte().cpu().numpy()]
+    frames = [np.asarray(frame) for frame in (255 * images[:, 0]).round().byte().numpy()]
     alt = "The image that the slider chooses"
     start = len(frames) // 2
     still = np.kron(frames[start], np.ones((8, 8), np.uint8))  # eight times as large
@@ -436,21 +457,19 @@ def show_source(*parts):
 
 def listing(part):
     """The source of one function, method or class as Markdown."""
+    path = Path(inspect.getsourcefile(part))
+    if path.stat().st_mtime > STARTED:
+        return f"`{path.name}` has changed since this kernel started, which runs what it was before"
     lines, first = inspect.getsourcelines(part)
     source = "".join(lines)
     owner = part.__qualname__.rpartition(".")[0]
     if owner:  # a method, which says little without its class
         head = inspect.getsource(getattr(inspect.getmodule(part), owner)).splitlines()[0]
         source = f"{head}\n    ...\n\n{source}"
-    return f"`{Path(inspect.getsourcefile(part)).name}`, line {first}\n\n```python\n{source}```"
+    return f"`{path.name}`, line {first}\n\n```python\n{source}```"
 
 
 def save_grid(images, path):
     """Write a PNG picture of images (N, 1, H, W), ten in a row, each three times as large."""
     large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)  # (N, 1, 3H, 3W)
-    part = f"{path}.part"  # an older picture stays until this one is whole
-    try:
-        save_image(make_grid(large, nrow=10, padding=6, pad_value=1), part, "png")
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path} could not be written, make room and try again: {error}") from error
+    save_image(make_grid(large, nrow=10, padding=6, pad_value=1), path)

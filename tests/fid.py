@@ -8,10 +8,10 @@ It compares images and knows nothing of the model that made them. It also runs a
 
 Two networks give the features; their figures are not comparable:
 
-- `imagenet`, the default: 1280 features of EfficientNet-lite0 (Tan & Le 2019) with Google's
-  ImageNet weights, which a package brings with it. Its unit: 100 fresh real digits drawn at random
-  are 50 away from a balanced set of 100, on average. On other subjects only multiples of F mean
-  something.
+- `imagenet`, the default: 1280 features of EfficientNet-lite0 (Google 2020; the family is Tan &
+  Le's, 2019) with Google's ImageNet weights, which a package brings with it. Its unit: 100 fresh
+  real digits drawn at random are 50 away from a balanced set of 100, on average. On other subjects
+  only multiples of F mean something.
 - `inception`: the 2015-12-05 Inception network with the weights of the literature's FID (Heusel et
   al. 2017), 2048 features. Images are enlarged by Pillow, whose pixels differ from those of the
   TensorFlow 1 resize in the original code by about 9 grey levels on average, so figures are near
@@ -154,11 +154,12 @@ def frechet_distance(real, fake):
 
 
 def in_threads(function, pieces):
-    """The function's result for each piece, with each thread at a piece of its own. That is faster
-    than all threads at one piece, and much faster where other programs keep the cores busy."""
+    """The function's result for each piece, in order. Each thread computes a piece of its own and
+    torch runs on one thread in each, so that results do not depend on the number of cores."""
     threads = torch.get_num_threads()
+    workers = min(4, os.cpu_count() or 1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(function, pieces))
     finally:
         torch.set_num_threads(threads)
@@ -182,7 +183,7 @@ def imagenet_network():
     check_weights(path, IMAGENET_SHA256)
     network = EfficientNet.from_name("efficientnet-lite0")
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return network.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def imagenet_features(images):
@@ -277,46 +278,37 @@ def memoriser_fid(real, draws=200, seed=0, size=SAMPLES, method="iid"):
     real = np.asarray(real, np.float64)
     turned = np.linalg.qr((real - real.mean(0)).T, mode="r").T  # (n, min(n, d))
     distances = in_threads(lambda row: frechet_distance(turned, turned[row]), rows)
-    return float(np.mean(distances)), float(np.std(distances))
+    return float(np.mean(distances)), float(np.std(distances, ddof=1))
 
 
-def score_card(images, draws, reconstructions=None, holdout=None, features="imagenet"):
-    """The rows that keep a FID honest, each beside what a memoriser gets.
+def score_card(images, sets, reconstructions=None, holdout=None, features="imagenet"):
+    """The rows that keep a FID honest: [ScoreRow].
 
-    images (n, 1, 32, 32) are the training images, `draws` sets of samples by how they were drawn,
-    {"latin": [(m, 1, 32, 32), …], "iid": […]}. A row holds mean and standard deviation of the FID
-    of its sets, its multiple of F, and one sentence.
+    images (n, 1, 32, 32) are the training images, `sets` of samples (m, 1, 32, 32) are drawn with
+    different seeds. A row holds mean and standard deviation of the FID of its sets, its multiple of
+    F, and one sentence.
     """
     real = extract(images, features)
     memoriser = memoriser_fid(real)
     rows = []
 
-    def judge(sets):
-        distances = [frechet_distance(real, extract(x, features)) for x in sets]
-        deviation = float(np.std(distances, ddof=1)) if len(distances) > 1 else None
-        return float(np.mean(distances)), deviation
-
     def add(what, mean, deviation, meaning):
         rows.append(ScoreRow(what, mean, deviation, mean / memoriser[0], meaning, features))
 
-    for method, sets in draws.items():
-        if method == "latin":
-            meaning = "even draws from the prior"
-            add("samples, latin", *judge(sets), meaning)
-            even = memoriser_fid(real, method="latin", size=len(sets[0]))
-            add("memoriser, latin", *even, "training images, drawn just as evenly")
-        else:
-            meaning = "independent draws from the prior, the plain way to sample a VAE"
-            add(f"samples, {method}", *judge(sets), meaning)
-    add("memoriser, iid", *memoriser, "training images, drawn independently: F")
+    distances = [frechet_distance(real, extract(x, features)) for x in sets]
+    deviation = float(np.std(distances, ddof=1)) if len(sets) > 1 else None
+    add("samples", float(np.mean(distances)), deviation, "what the model draws")
+    add("memoriser", *memoriser, "training images, drawn independently: F")
+    even = memoriser_fid(real, method="latin", size=len(sets[0]))
+    add("memoriser, even draws", *even, "training images, each as often as any other")
     if holdout is None:
         rows.append(ScoreRow("holdout", None, None, None, "there are no holdout images", features))
     else:
-        meaning = f"{len(holdout)} real images that the model never saw"
-        add("holdout", *judge([holdout]), meaning)
+        distance = frechet_distance(real, extract(holdout, features))
+        add("holdout", distance, None, f"{len(holdout)} real images that the model never saw")
     if reconstructions is not None:
-        meaning = "the training images, encoded and decoded again"
-        add("reconstructions", *judge([reconstructions]), meaning)
+        distance = frechet_distance(real, extract(reconstructions, features))
+        add("reconstructions", distance, None, "the training images, encoded and decoded again")
     return rows
 
 
