@@ -3,7 +3,6 @@
 import io
 import itertools
 import os
-import re
 import tempfile
 import unittest
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from vae_lib import VAE, WEIGHTS, Losses, check_folder, load, save, train, write_result
 
-LOSSES = [Losses(30.123456789, 20.0, 10.123456789, 8.0, 2.123456789), Losses(9.5, 5, 4.5, 4, 0.5)]
+LOSSES = [Losses(loss, 0.0, 0.0, 0.0, 0.0) for loss in (30.123456789, 9.5)]
 RESULT = "FID,12.5\nFID_imagenet,12.5\nscore,87.5\nloss,30.123456789\nloss,9.5\n"
 
 
@@ -52,6 +51,15 @@ class FilesTest(unittest.TestCase):
                 self.assertTrue(torch.equal(loaded.sample(50, seed=1), vae.sample(50, seed=1)))
                 for expected, found in zip(vae.encoder(x), loaded.encoder(x), strict=True):
                     self.assertTrue(torch.equal(expected, found))
+
+    def test_a_wrapped_model(self):
+        """What torch.compile and DataParallel put before the names of weights is left out."""
+        for wrap in (torch.compile, torch.nn.DataParallel):
+            vae = small(1)
+            expected = vae.sample(5)
+            vae.decoder = wrap(vae.decoder)
+            save(vae, self.folder)
+            self.assertTrue(torch.equal(load(self.folder).sample(5), expected))
 
     def test_loaded_model_is_whole(self):
         """It trains on as the saved one does, and leaves the global random state alone."""
@@ -116,8 +124,7 @@ class LoadTest(unittest.TestCase):
         self.states = {name: torch.load(self.folder / name) for name in WEIGHTS}
 
     def load_with(self, name, data):
-        """The weights where one file is these bytes, or missing; None where `load` says which file
-        it cannot use, or that the three do not go together."""
+        """The weights where one file is these bytes, or missing; None where `load` names a file."""
         path = self.folder / name
         if data is None:
             path.unlink()
@@ -126,9 +133,7 @@ class LoadTest(unittest.TestCase):
         try:
             return load(self.folder).state_dict()
         except ValueError as error:
-            self.assertRegex(
-                str(error), f"{re.escape(str(path))} cannot be used|.pth files are not of one"
-            )
+            self.assertRegex(str(error), r"\w+\.pth (cannot be used|does not fit).*export")
         finally:
             path.write_bytes(self.sound[name])
 
@@ -159,6 +164,7 @@ class LoadTest(unittest.TestCase):
                 ("a tensor more", saved(state | {"more": tensor})),
                 ("no tensors", saved({key: 1.0})),
                 ("empty dictionary", saved({})),
+                ("a list", saved([1, 2])),
             ):
                 with self.subTest(name=name, case=case):
                     self.assertIsNone(self.load_with(name, wrong))

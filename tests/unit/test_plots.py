@@ -31,17 +31,34 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
+class StandIn(torch.nn.Module):
+    """In place of a VAE of n images: it does not learn, and its decoder shows z[0] as a grey."""
+
+    def __init__(self, n=3, dim=1):
+        super().__init__()
+        self.mu = torch.linspace(-1, 1, n).unsqueeze(1).expand(n, dim)
+        self.latent = vae_lib.Latent(dim)
+
+    def decoder(self, z):
+        return z[:, :1, None, None].expand(-1, 1, 32, 32).clamp(0, 1)
+
+    def forward(self, images):
+        noise = torch.randn(self.mu.shape)  # by the global generator, as a student's may
+        return self.decoder(self.mu + noise), self.mu, torch.full_like(self.mu, -4.0)
+
+    def sample(self, n, seed=0):
+        return self.decoder(self.latent.sample(n, "iid", seed))
+
+
+def losses_of(epoch):
+    return Losses(30.0 - epoch, 20.0, 10.0 - epoch, 9.0 - epoch, 1.0)
+
+
 def film_of(epochs, n=3, dim=1):
-    """A film of a stand-in for a VAE that does not change: its decoder shows z[0] as a grey."""
-    mu = torch.linspace(-1, 1, n).unsqueeze(1).expand(n, dim)
-    vae = SimpleNamespace(
-        latent=vae_lib.Latent(dim),
-        encoder=lambda images: (mu, torch.full((n, dim), -4.0)),
-        decoder=lambda z: z[:, :1, None, None].expand(-1, 1, 32, 32).clamp(0, 1),
-    )
-    film = plots.Film(vae, torch.zeros(n, 1, 32, 32), epochs)
+    """A film of so many epochs of a stand-in."""
+    film = plots.Film(StandIn(n, dim), torch.zeros(n, 1, 32, 32), epochs)
     for epoch in range(1, epochs + 1):
-        film.record(Losses(30.0 - epoch, 20.0, 10.0 - epoch, 9.0 - epoch, 1.0))
+        film.record(losses_of(epoch))
     return film
 
 
@@ -87,7 +104,14 @@ class FigureTest(unittest.TestCase):
         self.assertEqual(ends, [9, 5, 4, 3, 1])
         np.testing.assert_allclose(means, [19.5, 12.5, 7, 5.5, 1.5])  # of two epochs
         left = ["−ELBO 19.50", "reconstruction 12.50", "KL 7.00", "mean image 25.50"]
-        self.assertEqual(labels, [*left, "information 5.50", "gaps 1.50", "ln 100 = 4.61"])
+        self.assertEqual(labels, [*left, "information 5.50", "marginal KL 1.50", "ln 100 = 4.61"])
+
+    def test_losses_of_another_model(self):
+        """With fewer parts, and tensors in place of numbers."""
+        losses = [SimpleNamespace(loss=torch.tensor(3.0), kl=torch.tensor(1.0))] * 2
+        (axes,) = plots.plot_losses(losses, mean_image=25.5, n=100).axes
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        self.assertEqual(labels, ["−ELBO 3.00", "KL 1.00", "mean image 25.50"])
 
     def test_losses_of_one_epoch_and_of_zero_are_seen(self):
         for loss in (Losses(25.0, 25.0, 0.0, 0.1, -0.1), Losses(0.0, 0.0, 0.0, 0.0, 0.0)):
@@ -100,31 +124,50 @@ class FigureTest(unittest.TestCase):
                     self.assertTrue(low <= line.get_ydata()[0] < high, loss)
                     self.assertNotIn(line.get_marker(), ("", "None"))
 
-    def test_live_passes_losses_on_until_the_stop_button(self):
-        """Meanwhile it draws now and then, and at the end; the film has all epochs."""
+    def test_the_stop_button(self):
+        """Wherever it lands, losses, picture and film end with the same epoch."""
+        for where in ("training", "drawing", "recording"):
+            film = film_of(0)
+            film.chosen = {1, 2, 3, 50}
+            stopped = False
 
-        def training():
-            for epoch in range(8):
-                yield Losses(9.0 - epoch, 5.0, 4.0 - epoch, 3.0, 1.0 - epoch)
-            raise KeyboardInterrupt
+            def stop(place, epoch, film=film, where=where):
+                nonlocal stopped
+                if (place, epoch, stopped) == (where, 5, False):
+                    stopped = True
+                    raise KeyboardInterrupt
 
-        film = mock.Mock(images=torch.zeros(2, 1, 32, 32))
-        with (
-            mock.patch.object(plots, "display") as display,
-            mock.patch("builtins.print") as printed,
-            mock.patch("time.monotonic", side_effect=range(1000)),
-        ):
-            try:
+            def training(stop=stop):
+                for epoch in range(1, 51):
+                    yield losses_of(epoch)
+                    stop("training", epoch)
+
+            def draw(losses, *arguments, original=plots.plot_losses, stop=stop):
+                stop("drawing", len(losses))
+                return original(losses, *arguments)
+
+            def record(losses, original=film.record, film=film, stop=stop):
+                stop("recording", film.epoch + 1)
+                original(losses)
+
+            film.record = record
+            with (
+                self.subTest(where),
+                mock.patch.object(plots, "display") as display,
+                mock.patch.object(plots, "plot_losses", draw),
+                mock.patch("builtins.print") as printed,
+                mock.patch("time.monotonic", side_effect=range(0, 10_000, 2)),
+            ):
                 found = list(plots.live(training(), 50, film))
-            except KeyboardInterrupt:  # which would end the tests, too
-                self.fail("live passed the stop button on")
-        self.assertEqual([losses.loss for losses in found], [9.0 - epoch for epoch in range(8)])
-        self.assertEqual([call.args for call in film.record.call_args_list], [(x,) for x in found])
-        display.assert_called_once()  # so that a single picture stays
-        pictures = [call.args[0] for call in display.return_value.update.call_args_list]
-        self.assertTrue(1 < len(pictures) < 8)
-        self.assertGreater(len(pictures[-1]._repr_mimebundle_()[1]["image/png"]["alt"]), 20)
-        self.assertIn("Stopped by hand", printed.call_args.args[0])
+                self.assertEqual(len(found), 5)
+                self.assertEqual(film.moments[-1].epoch, 5)
+                self.assertEqual(film.moments[-1].losses, found[-1])
+                self.assertIn("Stopped by hand", printed.call_args.args[0])
+                display.assert_called_once()  # so that a single picture stays
+                pictures = [call.args[0] for call in display.return_value.update.call_args_list]
+                self.assertTrue(1 < len(pictures) < 5)
+                alt = pictures[-1]._repr_mimebundle_()[1]["image/png"]["alt"]
+                self.assertGreater(len(alt), 20)
 
     def test_users_settings_change_nothing(self):
         images = torch.rand(7, 1, 32, 32, generator=seeded(0))
@@ -160,13 +203,26 @@ class FilmTest(unittest.TestCase):
         self.assertGreater(len(chosen), 20)  # of 5000
         self.assertLess(chosen[len(chosen) // 2], 1250)  # early ones are close together
 
-    def test_points_are_draws_from_the_prior_in_order(self):
-        """Whole draws: sorting each dimension by itself would tie the dimensions together."""
+    def test_it_shows_the_line_or_samples(self):
         film = film_of(1, dim=2)
-        drawn = vae_lib.Latent(2).sample(25).tolist()
-        self.assertEqual(film.points.tolist(), sorted(drawn))
-        decoded = film.vae.decoder(film.points)
-        self.assertTrue(torch.equal(film.moments[0].decoded, decoded))
+        expected = film.vae.decoder(film.vae.latent.line(25))
+        self.assertTrue(torch.equal(film.moments[0].decoded, expected))
+        other = StandIn()
+        other.latent = None
+        film = plots.Film(other, torch.zeros(3, 1, 32, 32), 1)
+        other.sample = lambda n, seed: torch.full((n, 1, 32, 32), 0.25)
+        film.record(losses_of(1))
+        self.assertTrue((film.moments[0].decoded == 0.25).all())
+
+    def test_the_training_is_not_disturbed(self):
+        """The model is looked at in evaluation mode, and trains on with the same random numbers."""
+        film = film_of(0)
+        modes = []
+        film.vae.register_forward_hook(lambda vae, *_: modes.append(vae.training))
+        before = torch.get_rng_state()
+        film.record(losses_of(1))
+        self.assertEqual((modes, film.vae.training), ([False], True))
+        self.assertTrue(torch.equal(torch.get_rng_state(), before))
 
     def test_any_number_of_images_and_dimensions(self):
         for n, dim, epochs in ((2, 1, 1), (300, 1, 2), (7, 2, 5)):
@@ -270,3 +326,7 @@ class ListingTest(unittest.TestCase):
             lines_before = inspect.getsource(vae_lib).split(source)[0].splitlines()
             self.assertIn(f"`vae_lib.py`, line {len(lines_before) + 1}\n", text)
         self.assertIn("class Latent(nn.Module):\n    ...\n\n    def forward", text)
+
+    def test_a_file_that_changed_meanwhile_is_not_listed(self):
+        with mock.patch.object(plots, "STARTED", 0):
+            self.assertIn("`vae_lib.py` has changed", plots.listing(vae_lib.Encoder))
