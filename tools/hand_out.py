@@ -41,11 +41,18 @@ INTRODUCTION = """\
 
 A variational autoencoder (VAE) turns each image into a few numbers and draws it again; then it
 draws new images from random numbers. Here you write one that learns the images of `data/train`.
-What is to be written stands in `vae_lib.py` and raises `NotImplementedError`: NAMES.
+These parts of `vae_lib.py` raise `NotImplementedError` until you have written them:
+NAMES.
+
+With Python 3.11, 3.12 or 3.13, in this folder, the first two commands install what is needed. The
+third runs the notebook: it trains your model, writes the five files to hand in, and makes a page to
+read in a browser, `assignment_09.html`. (Windows, Linux: [Where it runs](#where-it-runs) first.)
+
+COMMANDS
 
 | file | what it is |
 |---|---|
-| `vae_lib.py` | where you write; reading images and writing files are there already |
+| `vae_lib.py` | where you write; around it stands what is given |
 | `assignment_09.ipynb` | the task; how your model is trained, looked at, scored and exported |
 | `plots.py`; `page.py`; `page.html.j2` | the pictures; how a page is made of the notebook |
 | `data/` | the images, where they come from, their licence |
@@ -94,26 +101,6 @@ def stub(lines, node, name):
     return [*text, f'{indent}raise NotImplementedError("{name} in vae_lib.py has to be written")']
 
 
-def unused(tree, names):
-    """Those of the names that code at other places than their own definition does not use."""
-    used = set()
-    for node in tree.body:
-        own = getattr(node, "name", None)
-        used |= {
-            n.id
-            for n in ast.walk(node)
-            if isinstance(n, ast.Name) and n.id != own and not isinstance(n.ctx, ast.Store)
-        }
-    return [name for name in names if name not in used]
-
-
-def defines(node, names):
-    """Whether a statement of a module defines one of the names."""
-    found = [getattr(node, "name", None)]
-    found += [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
-    return any(name in names for name in found)
-
-
 def students_library(source):
     """vae_lib.py as students get it."""
     for name in WRITE:
@@ -129,31 +116,43 @@ def students_library(source):
     before = None
     while before != source:  # what is gone may have been the last to use something else
         before = source
-        source = without(source, unused(ast.parse(source), RECIPE))
+        source = without(source, set(RECIPE) - used(source))
     return without_unused_imports(source)
+
+
+def used(source):
+    """The names that a Python source uses, but for those that only their own definition uses."""
+    found = set()
+    for node in ast.parse(source).body:
+        names = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+        found |= names - {defined(node)}
+    return found
+
+
+def defined(node):
+    """The name that a statement of a module defines."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else node
+    return getattr(target, "name", getattr(target, "id", None))
 
 
 def without(source, names):
     """A Python source without the definitions of these names."""
     lines = source.splitlines()
     for node in reversed(ast.parse(source).body):
-        if defines(node, names):
-            first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
+        if defined(node) in names:
+            first = min(each.lineno for each in [node, *getattr(node, "decorator_list", [])])
             del lines[first - 1 : node.end_lineno]
     return re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines) + "\n")
 
 
 def without_unused_imports(source):
-    tree = ast.parse(source)
     lines = source.splitlines()
-    for node in reversed(tree.body):
+    for node in reversed(ast.parse(source).body):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            bound = {alias: (alias.asname or alias.name).split(".")[0] for alias in node.names}
-            gone = unused(tree, bound.values())
-            node.names = [alias for alias in node.names if bound[alias] not in gone]
-            kept = [ast.unparse(node)] if node.names else []
-            if gone:
-                lines[node.lineno - 1 : node.end_lineno] = kept
+            kept = [n for n in node.names if (n.asname or n.name).split(".")[0] in used(source)]
+            if kept != node.names:
+                node.names = kept
+                lines[node.lineno - 1 : node.end_lineno] = [ast.unparse(node)] if kept else []
     return "\n".join(lines) + "\n"
 
 
@@ -199,9 +198,10 @@ def students_readme(text, numbers):
     missing = set(SECTIONS) - set(parts)
     if missing:
         sys.exit(f"README.md has no section {missing}: change SECTIONS in tools/hand_out.py")
-    names = ", ".join(f"`{name}`" for name in WRITE)
-    kept = "".join(parts[title] for title in SECTIONS)
-    return f"{INTRODUCTION.replace('NAMES', names)}\n{renumber(kept, numbers)}"
+    introduction = INTRODUCTION.replace("NAMES", ", ".join(f"`{name}`" for name in WRITE))
+    commands = re.search(r"<!-- command:run -->\n(```.*?```)", text, re.DOTALL)
+    introduction = introduction.replace("COMMANDS", commands[1])
+    return "\n".join([introduction, renumber("".join(parts[x] for x in SECTIONS), numbers)])
 
 
 def hand_out(folder):

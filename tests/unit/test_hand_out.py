@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -11,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import types
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -56,6 +57,13 @@ def bodies(text, names):
             if isinstance(node, ast.FunctionDef):
                 first = 1 if ast.get_docstring(node) else 0
                 found |= set(range(node.body[first].lineno - 1, node.end_lineno))
+    return found
+
+
+def module(text):
+    """A module of this source."""
+    found = types.ModuleType("vae_lib")
+    exec(text, vars(found))
     return found
 
 
@@ -179,9 +187,7 @@ class CopyTest(unittest.TestCase):
                 self.assertEqual(ast.unparse(theirs.args), ast.unparse(ours.args))
 
     def test_stubs_say_what_is_to_be_written(self):
-        spec = importlib.util.spec_from_file_location("copied", self.folder / "vae_lib.py")
-        vae_lib = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(vae_lib)
+        vae_lib = module(self.texts["vae_lib.py"])
         x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
         calls = {
             "Encoder": lambda: vae_lib.VAE(x),
@@ -195,6 +201,15 @@ class CopyTest(unittest.TestCase):
         for name, call in calls.items():
             with self.subTest(name), self.assertRaisesRegex(NotImplementedError, f"{name} in vae_"):
                 call()
+
+    def test_an_instructor_lets_students_write_less(self):
+        x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        with mock.patch.object(hand_out, "WRITE", ("kl_divergence",)):
+            vae_lib = module(hand_out.students_library(source(ROOT / "vae_lib.py")))
+        with self.assertRaisesRegex(NotImplementedError, "kl_divergence in vae_lib.py"):
+            next(vae_lib.train(vae_lib.VAE(x), x, 1))
+        vae_lib.kl_divergence = lambda mu, logvar: (logvar.exp() + mu**2 - 1 - logvar) / 2
+        self.assertEqual(len(list(vae_lib.train(vae_lib.VAE(x), x, 2))), 2)
 
     def test_a_folder_with_files_is_refused(self):
         with self.assertRaisesRegex(SystemExit, "not an empty folder"):
