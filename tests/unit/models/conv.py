@@ -8,14 +8,14 @@ from torch import nn
 class Encoder(nn.Sequential):
     def __init__(self, images, latent_dim, hidden):
         super().__init__(
-            nn.Conv2d(1, 8, 4, 2, 1),  # (N, 8, 16, 16)
-            nn.BatchNorm2d(8),
+            nn.Conv2d(1, 4, 4, 2, 1),  # (N, 4, 16, 16)
+            nn.BatchNorm2d(4),
             nn.ReLU(),
-            nn.Conv2d(8, 16, 4, 2, 1),  # (N, 16, 8, 8)
+            nn.Conv2d(4, 8, 4, 2, 1),  # (N, 8, 8, 8)
             nn.ReLU(),
             nn.Flatten(),
             nn.Dropout(0.1),
-            nn.Linear(16 * 8 * 8, 2 * latent_dim),
+            nn.Linear(8 * 8 * 8, 2 * latent_dim),
         )
 
     def forward(self, x):
@@ -31,14 +31,14 @@ class Decoder(nn.Module):
     def __init__(self, images, latent_dim, hidden):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, 16 * 8 * 8),
-            nn.Unflatten(1, (16, 8, 8)),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.ConvTranspose2d(16, 8, 4, 2, 1),  # (N, 8, 16, 16)
+            nn.Linear(latent_dim, 8 * 8 * 8),
+            nn.Unflatten(1, (8, 8, 8)),
             nn.BatchNorm2d(8),
             nn.ReLU(),
-            nn.ConvTranspose2d(8, 1, 4, 2, 1),  # (N, 1, 32, 32)
+            nn.ConvTranspose2d(8, 4, 4, 2, 1),  # (N, 4, 16, 16)
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 1, 4, 2, 1),  # (N, 1, 32, 32)
             nn.Sigmoid(),
         )
 
