@@ -182,7 +182,7 @@ def live(training, epochs, film, mean_image=None):
 
     def draw():
         title = f"epoch {len(history)} of {epochs}"
-        alt = "Line charts, nats per image over the epochs: −ELBO and its parts"
+        alt = f"Line charts over {len(history)} epochs, nats per image: −ELBO and its parts"
         show(plot_losses(history, mean_image, len(film.images), title), alt, handle)
 
     drawn = -math.inf  # when, in seconds
@@ -256,7 +256,8 @@ class Film:
             len(frames) - 1,
             still=np.concatenate(few),
             label="moment of training",
-            alt="Left, decoded points of the prior; right, where the posterior of each image lies",
+            alt=f"Epochs 1 to {self.moments[-1].epoch}: left, decoded points of the prior; "
+            "right, where the posterior of each image lies",
         )
 
     def show_posteriors(self):

@@ -17,8 +17,8 @@ from vae_lib import (
     Latent,
     best_decoder,
     kl_divergence,
+    kl_parts,
     log_likelihood,
-    mutual_information,
     reconstruction_loss,
     train,
 )
@@ -130,25 +130,31 @@ class MathsTest(unittest.TestCase):
         found = best_decoder(torch.tensor([[-50.0], [50.0]]), mu, logvar, images[:3])
         assert_close(found, images[1].expand(2, 1, 32, 32))
 
-    def test_mutual_information(self):
-        """By quadrature, and by two answers that are known."""
+    def test_the_two_parts_of_kl(self):
+        """By quadrature, and by answers that are known."""
         mu = torch.tensor([[-1.0], [-0.2], [1.5]])
         logvar = torch.tensor([[-2.0], [-1.0], [0.0]])
-        posteriors = Normal(mu, (logvar / 2).exp())
         grid = torch.linspace(-9, 9, 4001)  # (4001,)
-        log_q = posteriors.log_prob(grid)  # (3, 4001)
-        log_ratio = log_q - log_q.exp().mean(0).log()
-        expected = torch.trapezoid(log_q.exp() * log_ratio, grid).mean()
+        log_q_x = Normal(mu, (logvar / 2).exp()).log_prob(grid)  # (3, 4001)
+        log_q = log_q_x.exp().mean(0).log()  # (4001,)
+        expected = torch.trapezoid(log_q_x.exp() * (log_q_x - log_q), grid).mean()
         z = Latent(1)(mu.repeat(100_000, 1), logvar.repeat(100_000, 1), seeded(0))
-        found = mutual_information(z, mu, logvar)
-        self.assertAlmostEqual(found.item(), expected.item(), delta=0.01)
+        information, marginal_kl = kl_parts(z, mu, logvar)
+        self.assertAlmostEqual(information.item(), expected.item(), delta=0.01)
+        expected = torch.trapezoid(log_q.exp() * (log_q - Normal(0, 1).log_prob(grid)), grid)
+        self.assertAlmostEqual(marginal_kl.item(), expected.item(), delta=0.01)
 
-        apart = torch.tensor([[-60.0, 5.0], [0.0, 0.0], [60.0, 5.0]])
-        z = Latent(2)(apart.repeat(4, 1), torch.zeros(12, 2), seeded(0))
-        assert_close(mutual_information(z, apart, torch.zeros(3, 2)), torch.tensor(math.log(3)))
+        mu = torch.tensor([[-60.0, 5.0], [0.0, 0.0], [60.0, 5.0]])
+        logvar = torch.tensor([[0.0, 1.0], [1.0, -1.0], [0.5, 0.0]])
+        z = Latent(2)(mu.repeat(20_000, 1), logvar.repeat(20_000, 1), seeded(0))
+        information, marginal_kl = kl_parts(z, mu, logvar)
+        kl = kl_divergence(mu, logvar).sum(1).mean()
+        assert_close(information, torch.tensor(math.log(3)), rtol=0.02, atol=0)  # they are apart
+        self.assertAlmostEqual(marginal_kl.item() / (kl.item() - math.log(3)), 1, delta=1e-3)
 
         z = torch.randn(52, 3, generator=seeded(0))
-        assert_close(mutual_information(z, torch.zeros(4, 3), torch.zeros(4, 3)), torch.tensor(0.0))
+        for part in kl_parts(z, torch.zeros(4, 3), torch.zeros(4, 3)):
+            assert_close(part, torch.tensor(0.0))
 
     def test_log_likelihood_by_quadrature(self):
         """The mean of p(x|z) over a grid's cells, which are equally likely by the prior."""
