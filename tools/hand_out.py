@@ -20,7 +20,7 @@ WRITE = ("Encoder", "Latent.forward", "Decoder", "reconstruction_loss", "kl_dive
 RECIPE = (
     *("WAVES", "STRETCH", "DRAWS"),
     *("information_weight", "marginal_weight", "decoder_rate", "encoder_rate"),
-    *("log_densities", "mutual_information", "best_decoder", "log_likelihood"),
+    *("log_densities", "kl_parts", "best_decoder", "log_likelihood"),
 )
 # What vae_lib.py says of our training, in place of which the copy says: {pattern: text}
 TRAINING = {
@@ -32,7 +32,7 @@ TRAINING = {
 FILES = (
     *(".gitattributes", ".gitignore", ".github/workflows/grade.yml", "LICENSE", "pyproject.toml"),
     *("environment.yml", "requirements.txt", "page.py", "page.html.j2", "plots.py"),
-    *("tests/*.py", "tests/*.sh", "data/train/*.png", "data/holdout/*.png"),
+    *("tests/*.py", "tests/*.sh", "data/train/[!.]*.[pP][nN][gG]", "data/holdout/[!.]*.[pP][nN][gG]"),
 )
 SECTIONS = ("For students", "Where it runs", "Licence and credits")  # of README.md that stay
 
