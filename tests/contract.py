@@ -438,8 +438,8 @@ def main(job):
     if vae_lib is not None:
         do("contract", check, vae_lib, images)
     steps = {"samples": draw_samples, "loss": loss_of_weights, "fresh": train_fresh_model}
-    for name, step in steps.items():
-        if vae_lib is not None:
+    for name, step in (steps | {"done": lambda *_: True}).items():
+        if vae_lib is not None or name == "done":
             outcome[name] = do(name, step, vae_lib, images, job)
         part = Path("outcome.part")  # written after each step: the next one may be killed
         part.write_text(json.dumps(outcome))
