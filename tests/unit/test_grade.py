@@ -303,6 +303,7 @@ class ProcessTest(GraderTest):
             with mock.patch.object(grading, "isolation", lambda prefix=prefix: (prefix, "")):
                 yield *grading.run_code(folder, **options), folder
 
+    @unittest.skipUnless(sys.platform == "linux", "what is detached can be found on Linux only")
     def test_what_it_starts_and_prints_ends_with_it(self):
         text = (
             "import subprocess, sys\n"
