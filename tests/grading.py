@@ -188,9 +188,9 @@ def write_result(path, figures, losses):
 def isolation():
     """How a submission's code is kept apart: the beginning of a command, and a sentence."""
     bwrap = shutil.which("bwrap")
+    risk = "or grade in a container without a network: a submission's code has your rights"
     if bwrap is None:
-        how = "install bubblewrap (on Linux), or grade in a container without a network"
-        return (), f"NOT ISOLATED, bwrap is missing: a submission's code has your rights; {how}"
+        return (), f"NOT ISOLATED: bwrap is missing, install bubblewrap (on Linux), {risk}"
     command = [bwrap, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc"]
     command += ["--remount-ro", "/proc", "--tmpfs", "/run", "--unshare-all", "--cap-drop", "ALL"]
     command += ["--die-with-parent", "--new-session"]
@@ -203,8 +203,7 @@ def isolation():
         )
     if tried.returncode != 0:
         why = plain(tried.stderr, 100)
-        how = "allow it user namespaces, or grade in a container without a network"
-        return (), f"NOT ISOLATED, bwrap fails ({why}): a submission's code has your rights; {how}"
+        return (), f"NOT ISOLATED: bwrap fails ({why}), allow it user namespaces, {risk}"
     return tuple(command), "isolated by bwrap: no network, and one folder that can be written to"
 
 
@@ -222,6 +221,7 @@ def environment(work):
         "PYTHONPATH": str(work),  # vae_lib, for the processes that it starts, too
         "PYTHONUSERBASE": site.getuserbase(),  # where `pip install --user` puts packages
         "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",  # what it printed is there if it is killed
         "PYTHONUTF8": "1",
     }
 
@@ -320,35 +320,18 @@ def end(process, before):
 
 
 def read_outcome(path, problem):
-    """What the submission's process wrote, which may be anything; `problem` is why parts of it are
-    missing."""
+    """What the submission's process wrote, which may be anything; `problem` says why it did not get
+    to the end."""
     try:
         if path.is_symlink() or not path.is_file() or path.stat().st_size > 1_000_000:
             raise ValueError
-        found = json.loads(path.read_text(encoding="utf-8"), parse_int=float)
-        said = {key: plain(words) for key, words in found["problems"].items()}
-        outcome = {"problems": said, "samples": found.get("samples") is True}
-        if found.get("loss") is not None:
-            outcome["loss"] = float(found["loss"])
-        if found.get("fresh") is not None:
-            fresh = {key: [float(x) for x in found["fresh"][key]] for key in found["fresh"]}
-            outcome["fresh"] = {key: fresh[key] for key in ("before", "after", "losses")}
-        numbers = [outcome.get("loss", 0.0), *sum(outcome.get("fresh", {}).values(), [])]
-        if not all(map(math.isfinite, numbers)):
-            raise ValueError
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        said = {key: plain(words) for key, words in outcome["problems"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        outcome, found = {"problems": {}, "samples": False}, {}
-    if not said_all(outcome):
-        outcome["problems"].setdefault("ended", problem)
-    return outcome
-
-
-def said_all(outcome):
-    """Whether each step was done, or is known to have failed."""
-    problems = outcome["problems"]
-    if "vae_lib" in problems:
-        return True
-    return all(outcome.get(key) or key in problems for key in ("samples", "loss", "fresh"))
+        outcome, said = {}, {}
+    if not outcome.get("done"):
+        said["ended"] = problem
+    return outcome | {"problems": said}
 
 
 # The score
@@ -369,14 +352,10 @@ def yardsticks(folder, features):
     return images, real, evaluator.memoriser_fid(real)[0], limit
 
 
-def features_asked():
-    return os.environ.get("FID_FEATURES") or "imagenet"
-
-
 def score(work):
     """The figures of the PNG files in data/sample: SETS folders of SAMPLES each, and `zeroed`, the
     first of them again without the decoder's weights. ValueError if they cannot be scored."""
-    features = features_asked()
+    features = os.environ.get("FID_FEATURES") or "imagenet"
     images, real, memoriser, limit = yardsticks(TRAIN, features)
     sets = []
     for draw in range(SETS):
@@ -391,7 +370,6 @@ def score(work):
     return {
         "FID": mean,
         "score": 100 - mean,
-        "deviation": float(np.std(distances, ddof=1)),
         "F": memoriser,
         "limit": limit,
         "features": features,
@@ -472,7 +450,7 @@ def samples_are_drawn(graded):
 
 def encoder_belongs_to_the_rest(graded):
     """Samples need no encoder: −ELBO of the training images does."""
-    if "loss" not in graded.outcome or not graded.losses:
+    if graded.outcome.get("loss") is None or not graded.losses:
         said = failed(graded, "loss")
         return said and f"−ELBO of the training images: {said}"
     loss, last = graded.outcome["loss"], graded.losses[-1]
@@ -487,7 +465,7 @@ def encoder_belongs_to_the_rest(graded):
 
 
 def fresh_model_learns(graded):
-    if "fresh" not in graded.outcome:
+    if not graded.outcome.get("fresh"):
         return failed(graded, "fresh")
     (rec, kl), (rec_after, kl_after) = (graded.outcome["fresh"][key] for key in ("before", "after"))
     free = rec_after < 0.9 * rec and kl_after < 1000  # KL may cost nothing at first

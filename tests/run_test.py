@@ -32,7 +32,7 @@ class RunTest(unittest.TestCase):
         if (work / "data" / "sample").is_dir():
             shutil.copytree(work / "data" / "sample", SAMPLE)
         if cls.graded.figures:
-            losses = cls.graded.outcome.get("fresh", {}).get("losses", [])
+            losses = (cls.graded.outcome.get("fresh") or {}).get("losses", [])
             grading.write_result(RESULT, cls.graded.figures, losses)
             print(grading.in_words(cls.graded.figures))
 

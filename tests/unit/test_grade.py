@@ -28,7 +28,7 @@ from tests.unit import stranger
 from tests.unit.test_fid import pixels, write_images
 
 SOURCE = Path(stranger.__file__).read_text(encoding="utf-8")
-SLEEP = 98765.25  # seconds: by these, processes of these tests are known
+SLEEP = 10**5 + os.getpid()  # seconds: by these, processes that this run left are known
 
 # What a vae_lib.py says, [(what stands in it, what stands there instead, words of the sentence)].
 MISTAKES = [
@@ -286,23 +286,11 @@ class RulesTest(GraderTest):
 
     def test_whatever_the_outcome_holds_is_a_failure(self):
         path = self.folder / "outcome.json"
-        good = '{"problems": {}, "samples": true, "loss": 5, "fresh": {"before": [1, 2],'
-        good += ' "after": [1, 2], "losses": [3]}}'
-        path.write_text(good)
-        self.assertEqual(grading.read_outcome(path, "ended")["problems"], {})
-        for text in (
-            "",
-            "[",
-            "[" * 99999,
-            good.replace("5", "1e999"),
-            good.replace("[3]", "7"),
-            "{}",
-        ):
+        path.write_text('{"problems": {"loss": "a\\n\\u001b[1m::b"}, "done": true}')
+        self.assertEqual(grading.read_outcome(path, "")["problems"], {"loss": "a ?[1m::b"})
+        for text in ("", "[", "[" * 99999, "{}", "[]", '{"problems": 1}', '{"problems": {}}'):
             path.write_text(text)
             self.assertEqual(grading.read_outcome(path, "ended")["problems"], {"ended": "ended"})
-        said = good.replace('"problems": {}', '"problems": {"loss": "a\\n\\u001b[1m::b"}')
-        path.write_text(said)
-        self.assertEqual(grading.read_outcome(path, "")["problems"]["loss"], "a ?[1m::b")
 
 
 class ProcessTest(GraderTest):
@@ -315,6 +303,7 @@ class ProcessTest(GraderTest):
             with mock.patch.object(grading, "isolation", lambda prefix=prefix: (prefix, "")):
                 yield *grading.run_code(folder, **options), folder
 
+    @unittest.skipUnless(sys.platform == "linux", "what is detached can be found on Linux only")
     def test_what_it_starts_and_prints_ends_with_it(self):
         text = (
             "import subprocess, sys\n"
@@ -448,6 +437,6 @@ class CommandTest(GraderTest):
         self.assertEqual(failures(run_test.RunTest), [])
         self.assertEqual(failures(eval_test.EvalTest), [])
         self.assertEqual(len(list((folder / "data" / "sample" / "1").iterdir())), 20)
-        self.assertRegex(self.printed.getvalue(), r"score \d\d\.\d \(FID .* F, imagenet features")
+        self.assertRegex(self.printed.getvalue(), r"score \S+ \(FID .* F, imagenet features")
         os.utime(folder / "decoder.pth", (time.time() + 9, time.time() + 9))
         self.assertIn("is older than", failures(eval_test.EvalTest)[0][1])
