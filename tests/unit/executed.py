@@ -62,7 +62,10 @@ def executed_notebook():
     folder = Path(temporary) / "Übung 09"
     folder.mkdir()
     copy_project(folder)
-    few = [("for k in range(10)]", "for k in range(2)]")]  # sets of samples to score
+    few = [  # sets of samples to score
+        ("seed=1000 + k) for k in range(10)]", "seed=1000 + k) for k in range(2)]"),
+        ('"iid", 1000 + k) for k in range(10)]', '"iid", 1000 + k) for k in range(2)]'),
+    ]
     notebook = execute(folder, 30, few)
     nbformat.write(notebook, folder / NOTEBOOK)
     return folder, notebook
