@@ -69,7 +69,8 @@ def functions(text):
 def module(text):
     """A module of this source."""
     found = types.ModuleType("vae_lib")
-    exec(text, vars(found))
+    found.__file__ = "vae_lib.py"
+    exec(compile(text, found.__file__, "exec"), vars(found))
     return found
 
 
