@@ -38,10 +38,11 @@ Losses = namedtuple("Losses", "loss reconstruction kl information marginal_kl")
 
 
 class Encoder(nn.Module):
-    """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, L).
+    """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, L). The constructor gets
+    the images to learn, L, and the width of the hidden layers.
 
     It sees x less the mean of each pixel, divided by one standard deviation for all pixels; both
-    are those of the images to learn.
+    are those of the images.
     """
 
     def __init__(self, images, latent_dim, hidden):
@@ -112,7 +113,8 @@ class Latent(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The likelihood's mean: z (N, L) -> image (N, 1, 32, 32) in [0, 1].
+    """The likelihood's mean: z (N, L) -> image (N, 1, 32, 32) in [0, 1]. The constructor gets the
+    images to learn, L, and the width of the hidden layers.
 
     It sees z through waves from long to short, so that near points can decode to different images
     (Fourier features, Tancik et al. 2020, arxiv.org/abs/2006.10739). More images to learn need
@@ -295,14 +297,15 @@ def encoder_rate(progress):
 
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
-    """Train on images (N, 1, 32, 32) in [0, 1] and yield the mean `Losses` of each epoch, in nats
-    per image. An epoch runs only when a loop asks for it. ValueError if images or settings cannot
-    be used, FloatingPointError if training diverges.
+    """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step (by default all), and
+    yield the mean `Losses` of each epoch, in nats per image. An epoch runs only when a loop asks
+    for it; all chance comes from `seed`. ValueError if images or settings cannot be used,
+    FloatingPointError if training diverges.
 
-    A step sees `batch_size` images, by default all. Information and marginal KL, the two parts of
-    KL, have weights a and b that end at 1 (InfoVAE, Zhao et al. 2017, arxiv.org/abs/1706.02262,
-    keeps such weights); the losses that it yields are without them. q(z) is that of the batch, so
-    in small ones information reads too low and the marginal KL too high.
+    Information and marginal KL, the two parts of KL, have weights a and b that end at 1 (InfoVAE,
+    Zhao et al. 2017, arxiv.org/abs/1706.02262, keeps such weights); the losses that it yields are
+    without them. q(z) is that of the batch, so in small ones information reads too low and the
+    marginal KL too high. `learning_rate` is the decoder's at the start.
     """
     check_images(images)
     n = len(images)
