@@ -326,7 +326,10 @@ class LabTest(BrowserTest):
         self.assertEqual(done, [f"[{i + 1}]:" for i in range(len(done))])
         self.assertTrue(page.locator(".jp-OutputArea", has_text="stopped by hand").count())
         self.assertEqual(page.locator('[data-mime-type*="err"]').all_text_contents(), [])
-        self.assertIn((self.work / "result.csv").read_text().count("loss,"), range(1, 20_000))
+        epochs = (self.work / "result.csv").read_text().count("loss,")
+        self.assertIn(epochs, range(1, 20_000))
+        film = page.locator("#film").get_attribute("aria-label")
+        self.assertIn(f"Epochs 1 to {epochs}:", film)
         for name in ("film", "line"):
             self.check_slider(name)
         handle, image = page.locator(".noUi-handle"), page.locator("img.widget-image")
