@@ -26,13 +26,13 @@ from tools.ladder import ladder
 
 SUBJECTS = {  # trainings of each
     "digits": 20,
-    "faces": 5,
-    "bricks": 5,
-    "text": 5,
-    "photographs": 5,
+    "faces": 3,
+    "bricks": 3,
+    "text": 3,
+    "photographs": 3,
     "dimmed digits": 5,
     "mixed crops": 5,
-    "digits, ten of them twice": 2,
+    "digits, ten of them twice": 1,
 }
 SIZES = (10, 30, 100, 300, 1000)
 EPOCHS = 4000  # of a training, as in the notebook
