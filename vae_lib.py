@@ -56,13 +56,11 @@ class Encoder(nn.Module):
             nn.Linear(hidden, 2 * latent_dim),
         )
         with torch.no_grad():  # narrow posteriors: a wide one might never find a place of its own
-            self.net[-1].bias[latent_dim:] += 4  # logvar starts at about −4
+            self.net[-1].bias[latent_dim:] -= 4  # of logvar
 
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
-        mu, narrowness = self.net(standardised).chunk(2, dim=1)  # (N, L) each
-        # Below 0: a posterior that grew wider than the prior would upset the training of all.
-        logvar = -nn.functional.softplus(narrowness)  # (N, L)
+        mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, L) each
         return mu, logvar
 
 

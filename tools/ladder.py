@@ -49,7 +49,7 @@ class WideEncoder(vae_lib.Encoder):
     def __init__(self, images, latent_dim, hidden):
         super().__init__(images, latent_dim, hidden)
         with torch.no_grad():
-            self.net[-1].bias[latent_dim:] -= 4
+            self.net[-1].bias[latent_dim:] += 4
 
 
 class FrozenEncoder(vae_lib.Encoder):
