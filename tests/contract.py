@@ -73,7 +73,10 @@ def calling(vae_lib, call):
         code = [found for found in code if found[0].co_filename == getattr(vae_lib, "__file__", "")]
         if isinstance(error, NotImplementedError) and code:
             what = f"{code[-1][0].co_qualname} in vae_lib.py has to be written"
-            raise ContractError(" ".join(str(error).split()) or what) from None
+            text = " ".join(str(error).split())
+            if "vae_lib.py" in text:  # a stub's own sentence
+                what, text = text, ""
+            raise ContractError(f"{what}: {text}" if text else what) from None
         where = f" in {code[-1][0].co_qualname}, line {code[-1][1]} of vae_lib.py" if code else ""
         raise ContractError(f"{call} failed{where} ({in_full(error)})") from error
 
