@@ -225,6 +225,14 @@ class RulesTest(GraderTest):
         with less, self.assertRaisesRegex(ValueError, "more than 0 MB"):
             grading.collect(self.folder / "top.zip", self.folder / "large")
 
+    def test_the_least_that_samples_must_be(self):
+        """Nearer than copies of the mean image, and than noise."""
+        _, real, _, limit = grading.yardsticks(self.train, "imagenet")
+        mean = blocks().mean(0, keepdim=True).repeat(20, 1, 1, 1)
+        noise = torch.rand(20, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+        distances = [evaluator.frechet_distance(real, pixels(x)) for x in (mean, noise)]
+        self.assertAlmostEqual(limit / min(distances), 1, delta=0.1)
+
     def test_links_are_not_followed(self):
         folder = self.submission()
         (folder / "decoder.pth").unlink()
@@ -234,12 +242,12 @@ class RulesTest(GraderTest):
 
     def test_the_score_is_of_the_samples(self):
         sample = self.folder / "data" / "sample"
-        sets = [blocks(), 0.8 * blocks()]
+        sets = [0.9 * blocks(), 0.8 * blocks()]  # 0.8 and 1.6 from the training images
         for name, images in zip(("0", "1", "zeroed"), [*sets, 0 * blocks()], strict=True):
             write_images(images, sample / name)
         figures = grading.score(self.folder)
-        real, faint = (pixels(evaluator.read_folder(sample / name)) for name in "01")
-        expected = evaluator.frechet_distance(real, faint) / 2
+        drawn = [pixels(evaluator.read_folder(sample / name)) for name in "01"]
+        expected = np.mean([evaluator.frechet_distance(pixels(blocks()), x) for x in drawn])
         self.assertAlmostEqual(figures["FID"], expected, delta=1e-3)
         self.assertEqual((figures["copies"], figures["of"]), (20, 40))
         self.assertTrue(figures["from_decoder"])
@@ -267,6 +275,7 @@ class RulesTest(GraderTest):
             (verdict({"fresh": wrong}), "own defaults, took −ELBO from 26 to 41"),
             (verdict({}, {"limit": 22}), "no better than 100 copies of the mean image"),
             (verdict(files="x missing"), "x missing"),
+            (verdict(result="x falls"), "x falls"),
             (verdict(unscored="one PNG is none"), "one PNG is none"),
         ):
             self.assertEqual(len(found), 1, found)
@@ -349,8 +358,8 @@ class ProcessTest(GraderTest):
         self.assertIn("['lo']", printed)
 
     def test_time_is_limited(self):
-        outcome, _ = grading.run_code(self.submission(), time_limit=0.2)
-        self.assertIn("had not ended after 0.2 s", outcome["problems"]["ended"])
+        graded = grading.run(self.submission(), self.folder / "work", time_limit=0.2)
+        self.assertIn("had not ended after 0.2 s", graded.outcome["problems"]["ended"])
 
 
 class CommandTest(GraderTest):
@@ -358,7 +367,7 @@ class CommandTest(GraderTest):
         """A row each, in one run; names as students give them; what looks images up is named."""
         lookup = SOURCE + (
             "\n\nVAE.sample = lambda self, n, seed=0: torch.arange(n * 1024).view(n, 1, 32, 32)"
-            ".remainder(7 + torch.arange(n).view(n, 1, 1, 1)) / 30\n"
+            ".remainder(7 + seed % 11 + torch.arange(n).view(n, 1, 1, 1)) / 40\n"
         )
         without = self.submission("=without decoder")
         (without / "decoder.pth").unlink()
@@ -396,6 +405,21 @@ class CommandTest(GraderTest):
         self.assertRegex(said[0], r"\[1/6\] Zoë \(1\): GRADE score .* of 40 samples are copies\)")
         text = (self.folder / "exits.txt").read_text(encoding="utf-8")
         self.assertIn("\n   | ```\n   | ::warning::x\n", text)
+
+    def test_a_row_whatever_happens(self):
+        table = self.folder / "grades.csv"
+        forged = "open('outcome.json', 'w').write('{\"problems\": {\"contract\": \"=1+1\"}}')\n"
+        with open(table, "w", encoding="utf-8") as file:
+            grade.grade_all([self.submission(text=f"{forged}import os\nos._exit(0)")], 99, file)
+        self.assertIn(",'=1+1", table.read_text())  # no formula
+        odd = mock.patch.object(grading, "run", side_effect=RuntimeError("odd"))
+        with odd, contextlib.redirect_stderr(io.StringIO()), open(table, "w") as file:
+            self.assertFalse(grade.grade_all([self.made], 9, file))
+        self.assertIn("made,failed,,,,,grading it failed (RuntimeError: odd)", table.read_text())
+
+    def test_two_of_one_name(self):
+        paths = [Path("a/x.zip"), Path("b/x.zip"), Path("y.zip")]
+        self.assertEqual(grade.names_of(paths), ["a/x.zip", "b/x.zip", "y"])
 
     def test_differences_are_named_where_they_are_suspicious(self):
         self.assertEqual(grade.differences(self.submission()), [])
@@ -436,7 +460,9 @@ class CommandTest(GraderTest):
 
         self.assertEqual(failures(run_test.RunTest), [])
         self.assertEqual(failures(eval_test.EvalTest), [])
-        self.assertEqual(len(list((folder / "data" / "sample" / "1").iterdir())), 20)
+        sets = [evaluator.read_folder(folder / "data" / "sample" / name) for name in "01"]
+        self.assertEqual([len(drawn) for drawn in sets], [20, 20])
+        self.assertFalse(torch.equal(*sets))
         self.assertRegex(self.printed.getvalue(), r"score \S+ \(FID .* F, imagenet features")
         os.utime(folder / "decoder.pth", (time.time() + 9, time.time() + 9))
         self.assertIn("is older than", failures(eval_test.EvalTest)[0][1])

@@ -187,8 +187,19 @@ class CopyTest(unittest.TestCase):
             theirs = hand_out.find(self.texts["vae_lib.py"], name)
             task = ast.get_docstring(ours).split("\n\n")[0]
             self.assertEqual(ast.get_docstring(theirs), task)
-            if isinstance(ours, ast.FunctionDef):
-                self.assertEqual(ast.unparse(theirs.args), ast.unparse(ours.args))
+            functions = [
+                [
+                    (n.name, ast.unparse(n.args))
+                    for n in ast.walk(node)
+                    if hasattr(n, "args") and hasattr(n, "name")
+                ]
+                for node in (ours, theirs)
+            ]
+            self.assertEqual(*functions)
+
+    def test_readmes_speak_to_students_alone(self):
+        for name in ("README.md", "data/README.md"):
+            self.assertNotRegex(self.texts[name], "(?m)^## For (instructors|maintainers)")
 
     def test_stubs_say_what_is_to_be_written(self):
         vae_lib = module(self.texts["vae_lib.py"])

@@ -256,6 +256,11 @@ class FilmTest(unittest.TestCase):
             displayed(film.show)
         self.assertEqual([call.args[1].tolist() for call in film_frame.mock_calls], [[2, 0, 1]] * 2)
 
+    def test_rows_follow_the_order(self):
+        moment = film_of(1).moments[0]
+        frames = [plots.film_frame(moment, torch.tensor(o)) for o in ([0, 1, 2], [2, 0, 1])]
+        self.assertFalse(np.array_equal(*frames))
+
     def test_posteriors_early_between_and_late(self):
         film = film_of(1000)
         with mock.patch.object(plots, "show") as show:

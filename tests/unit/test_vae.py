@@ -181,6 +181,11 @@ class PriorTest(unittest.TestCase):
                 with self.subTest(method=method, n=n, draws=name):
                     self.assertGreater(kstest(z, "norm").pvalue.min(), 1e-3)
 
+    def test_dimensions_are_independent(self):
+        for method in ("latin", "iid"):
+            z = Latent(2).sample(2000, method)  # (2000, 2)
+            self.assertLess(z.T.corrcoef()[0, 1].abs(), 0.1, method)
+
     def test_latin_has_one_point_in_each_share(self):
         for dim, n in ((1, 100), (2, 9), (3, 1)):
             z = Latent(dim).sample(n, "latin", seed=3).double()
@@ -227,7 +232,7 @@ class ModelTest(unittest.TestCase):
             with self.subTest(n=n, dim=dim, hidden=hidden):
                 images = bars(n)
                 vae = VAE(images, dim, hidden)
-                first, *_, last = train(vae, images, 100)
+                first, *_, last = train(vae, images, 100, batch_size=2)
                 self.assertLess(last.loss, first.loss)
                 x_hat, mu, logvar = vae(images)
                 self.assertEqual(x_hat.shape, (n, 1, 32, 32))
@@ -337,18 +342,21 @@ class TrainTest(unittest.TestCase):
         self.assertGreater(error, 0.001)
         self.assertLess(abs(found.mean().item() - expected), 5 * error)
 
-    def test_the_last_step_descends_the_elbo(self):
-        """Its gradient is that of −ELBO itself. Posteriors are narrow, so that z is mu."""
+    def test_first_step_spreads_and_last_step_descends_the_elbo(self):
+        """The gradients that steps use: at first the marginal KL costs much, at the end the loss
+        is −ELBO itself. Posteriors are narrow, so that z is mu."""
         images = noise(10)
-        vae = VAE(images, latent_dim=2, hidden=16)
-        fix_posterior(vae, -14.0)
-        list(train(vae, images, 40, learning_rate=0.0))
-        found = [parameter.grad.clone() for parameter in vae.parameters()]
-        mu, _ = vae.encoder(images)
-        kl = 0.5 * mu.square().sum() / 10  # and what does not depend on the weights
-        reconstruction = 0.5 * (images - vae.decoder(mu)).square().sum() / 10
-        expected = torch.autograd.grad(reconstruction + kl, list(vae.parameters()))
-        assert_close(found, list(expected), rtol=0.02, atol=0.02)
+        for epochs, weight in ((1, 11), (40, 1)):
+            vae = VAE(images, latent_dim=2, hidden=16)
+            fix_posterior(vae, -14.0)
+            list(train(vae, images, epochs, learning_rate=0.0))
+            found = [parameter.grad.clone() for parameter in vae.parameters()]
+            mu, _ = vae.encoder(images)
+            kl = weight * 0.5 * mu.square().sum() / 10  # and what does not depend on the weights
+            reconstruction = 0.5 * (images - vae.decoder(mu)).square().sum() / 10
+            expected = torch.autograd.grad(reconstruction + kl, list(vae.parameters()))
+            with self.subTest(epochs=epochs):
+                assert_close(found, list(expected), rtol=0.02, atol=0.02)
 
     def test_batches(self):
         """Each epoch sees every image, in batches of the size asked for, in another order."""
