@@ -22,7 +22,7 @@ import torch
 
 from data.make_data import read_package
 from tools import measure
-from tools.ladder import ladder
+from tools.changes import changes
 
 SUBJECTS = {  # trainings of each
     "digits": 20,
@@ -101,7 +101,7 @@ def machine():
     return f"{processor}, {os.cpu_count()} processors; {versions}."
 
 
-SECTIONS = {"subjects": subjects, "sizes": sizes, "epochs": epochs, "ladder": ladder}
+SECTIONS = {"subjects": subjects, "sizes": sizes, "epochs": epochs, "changes": changes}
 
 
 def write_tables(name, tables):
