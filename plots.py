@@ -106,7 +106,7 @@ def plot_losses(losses, mean_image=None, n=None, title=""):
     parts = {"information": "information", "marginal KL": "marginal_kl"}
     parts = {label: name for label, name in parts.items() if hasattr(losses[0], name)}
     panels = 2 if parts else 1
-    figure = Figure(figsize=(4.5 * panels, 3.6), layout="constrained")
+    figure = Figure(figsize=(9 if parts else 6, 3.6), layout="constrained")
     figure.suptitle(title, fontsize="medium")
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
     # −ELBO falls from tens of nats to a few, so it needs a logarithmic axis, which has no zero;
