@@ -6,7 +6,7 @@
 
 A section is a function that returns tables. They take the places between `<!-- NAME -->` and
 `<!-- end -->` in BENCHMARKS.md; the sentences around them are written by hand. It needs Linux,
-tools/requirements.txt and, for its times to mean anything, an otherwise idle machine.
+tools/requirements.txt and, for the times in `epochs` to mean anything, an otherwise idle machine.
 """
 
 import argparse
@@ -32,7 +32,6 @@ SUBJECTS = {  # trainings of each
     "photographs": 3,
     "dimmed digits": 5,
     "mixed crops": 5,
-    "digits, ten of them twice": 1,
 }
 SIZES = (10, 30, 100, 300, 1000)
 EPOCHS = 4000  # of a training, as in the notebook
@@ -53,7 +52,7 @@ def subjects(options):
     rows = {}
     for name, count in SUBJECTS.items():
         rows[name] = [measured[name, seed] for seed in seeds(count, options)]
-    losses = ["−ELBO", "best decoder's", "mean image", "worst reconstruction", "seconds"]
+    losses = ["−ELBO", "best decoder's", "mean image", "worst reconstruction"]
     samples = ["iid, F", "best decoder's iid, F", "latin, F", "score"]
     return [measure.table("subject", rows, columns) for columns in (losses, samples)]
 
@@ -70,9 +69,8 @@ def sizes(options):
     for n, run in measure.side_by_side(measure.train_and_measure, tasks).items():
         run["−ELBO − ln n"] = run["−ELBO"] - math.log(n)
         run["best decoder's − ln n"] = run["best decoder's"] - math.log(n)
-        run["ms a step"] = 1e3 * run["seconds"] / options.epochs
         rows[f"{n:,}"] = [run]
-    columns = ["−ELBO", "−ELBO − ln n", "best decoder's − ln n", "iid, F", "latin, F", "ms a step"]
+    columns = ["−ELBO", "−ELBO − ln n", "best decoder's − ln n", "iid, F", "latin, F"]
     return [measure.table("images", rows, columns)]
 
 

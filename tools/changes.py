@@ -103,7 +103,7 @@ def changes(options):
         for row in rows:
             tasks[what, row] = (what, row, options.epochs, options.draws)
     measured = measure.side_by_side(train_row, tasks)
-    columns = ["−ELBO", "best decoder's", "worst reconstruction", "iid, F", "latin, F", "seconds"]
+    columns = ["−ELBO", "best decoder's", "worst reconstruction", "iid, F", "latin, F"]
     tables = []
     for what, rows in TABLES.items():
         tables.append(measure.table(what, {row: [measured[what, row]] for row in rows}, columns))
