@@ -24,9 +24,9 @@ class DecoderWithoutWaves(vae_lib.Decoder):
     """Its network sees z itself in place of each wave."""
 
     def forward(self, z):
-        x = torch.sigmoid(self.net(z.expand(-1, 2 * vae_lib.WAVES)))  # (N, 1024)
-        x = (1 + 2 * vae_lib.STRETCH) * x - vae_lib.STRETCH
-        x = x + (x.clamp(0, 1) - x).detach()  # gradients pass as if nothing were cut off
+        x = self.pixels(vae_lib.SCALE * self.net(z.expand(-1, 2 * vae_lib.WAVES)))  # (N, 1024)
+        with torch.no_grad():  # as vae_lib.Decoder does
+            x.clamp_(0, 1)
         return x.unflatten(1, (1, 32, 32))
 
 
