@@ -318,7 +318,7 @@ class LabTest(BrowserTest):
         page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
         drawn, figure = set(), page.locator(".jp-OutputArea img").last  # the newest picture
         src = "all => all.map((e) => e.src)"
-        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 3, 1800, "drawings")
+        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 1, 1800, "drawings")
         page.get_by_role("button", name="Interrupt the kernel").click()
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
         until(lambda: "[*]:" not in prompts.all_text_contents(), 3600, "the end of all cells")

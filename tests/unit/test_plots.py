@@ -156,7 +156,7 @@ class FigureTest(unittest.TestCase):
                 mock.patch.object(plots, "display") as display,
                 mock.patch.object(plots, "plot_losses", draw),
                 mock.patch("builtins.print") as printed,
-                mock.patch("time.monotonic", side_effect=range(0, 10_000, 2)),
+                mock.patch("time.monotonic", side_effect=range(0, 10_000, 3)),
             ):
                 found = list(plots.live(training(), 50, film))
                 self.assertEqual(len(found), 5)
