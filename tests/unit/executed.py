@@ -4,15 +4,17 @@ import atexit
 import os
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from unittest import mock
 
 import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = "assignment_09.ipynb"
+# Runs notebooks beside other tests, one after the other; what it gets may print nothing itself.
+BESIDE = ThreadPoolExecutor(1)
 
 
 def copy_project(folder):
@@ -43,12 +45,11 @@ def execute(folder, epochs, changes=(), output="."):
         if len(cells) != 1:
             raise ValueError(f"{old!r} occurs in {len(cells)} cells, expected 1")
         cells[0].source = cells[0].source.replace(old, new)
-    environment = {"VAE_EPOCHS": str(epochs), "VAE_OUTPUT": str(output)}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    with mock.patch.dict(os.environ, environment):
-        client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
-        client.config.KernelManager.transport_encryption = "auto"  # left out, it prints a warning
-        client.execute()
+    variables = {"VAE_EPOCHS": str(epochs), "VAE_OUTPUT": str(output)}
+    variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    client = NotebookClient(notebook, timeout=900, resources={"metadata": {"path": folder}})
+    client.config.KernelManager.transport_encryption = "auto"  # left out, it prints a warning
+    client.execute(env=os.environ | variables)
     return notebook
 
 

@@ -58,6 +58,7 @@ MISTAKES = [
     ("0.5 * (x - x_hat)", "(x - x_hat)", "has learnt nothing: expected ½‖x"),
     ("(x - x_hat).square().sum() / len(x)", "(x - x_hat).square().mean()", "learnt nothing"),
     ("reconstruction + kl", "reconstruction - kl", "is KL's sign wrong?"),
+    ("reconstruction + kl", "reconstruction + kl / 4", "the mean of KL over latent dimensions"),
     ("torch.randn(n, 4, ", "torch.randn(n, 3, ", "vae.sample(5, seed=0) failed in VAE.sample"),
     ("name).state_dict()", "name)", "wrote encoder.pth so that it cannot be loaded without"),
     ("torch.save(", "len, (", "save(vae, folder) wrote no encoder.pth"),

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import types
 import unittest
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from unittest import mock
@@ -21,7 +20,7 @@ from unittest import mock
 import torch
 
 from tests import contract
-from tests.unit.executed import NOTEBOOK, ROOT, use_cheap_features
+from tests.unit.executed import BESIDE, NOTEBOOK, ROOT, use_cheap_features
 from tools import hand_out
 
 MODELS = Path(__file__).with_name("models")
@@ -249,7 +248,7 @@ def filled_copies():
         if name != "unfilled":
             fill(folder, MODELS / f"{name}.py")
     replace(folders["conv"] / "vae_lib.py", ("latent_dim=1,", "latent_dim=8,"))
-    return folders, ThreadPoolExecutor(1).submit(use, folders)
+    return folders, BESIDE.submit(use, folders)
 
 
 def use(folders):

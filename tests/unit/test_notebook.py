@@ -1,9 +1,11 @@
 """Tests of assignment_09.ipynb: as committed, and executed with few epochs in a temporary copy."""
 
+import atexit
 import re
 import shutil
 import tempfile
 import unittest
+from functools import lru_cache
 from pathlib import Path
 
 import nbformat
@@ -15,6 +17,7 @@ from tests import contract
 from tests import fid as evaluator
 from tests.grading import read_result
 from tests.unit.executed import (
+    BESIDE,
     NOTEBOOK,
     ROOT,
     copy_project,
@@ -108,41 +111,53 @@ class ExecutedTest(unittest.TestCase):
         self.assertAlmostEqual(float(row[1]), np.mean(fids), delta=0.5)
 
 
-class OtherSettingsTest(unittest.TestCase):
-    """Seven images of another subject, no holdout, two latent dimensions, independent draws,
-    training stopped by hand, another folder for the files, and features that cost nothing."""
+@lru_cache(maxsize=1)
+def other_settings():
+    """A notebook executed with other settings: seven images of another subject, no holdout, two
+    latent dimensions, independent draws, training stopped by hand, another folder for the files,
+    and features that cost nothing. A future of this folder and the notebook."""
+    temporary = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = Path(temporary) / "checkout"
+    folder.mkdir()
+    output = Path(temporary) / "output" / "new"
+    copy_project(folder)
+    shutil.rmtree(folder / "data")
+    (folder / "data" / "train").mkdir(parents=True)
+    y, x = np.mgrid[:32, :32]
+    for i, place in enumerate((0, 0, 1, 2, 3, 4, 5)):  # dark discs on white, two the same
+        grey = 255 - 255 / (1 + np.exp(np.hypot(x - 8 - 2 * place, y - 16) - 5))
+        picture = Image.fromarray(grey.astype(np.uint8))
+        picture.save(folder / "data" / "train" / f"{i}.png")
+    with open(folder / "vae_lib.py", "a", encoding="utf-8") as file:
+        file.write(
+            "\n\ndef interrupted(*arguments, original=train, **options):\n"
+            "    for epoch, losses in enumerate(original(*arguments, **options)):\n"
+            "        if epoch == 20:\n"
+            "            raise KeyboardInterrupt\n"
+            "        yield losses\n\n\ntrain = interrupted\n"
+        )
+    use_cheap_features(folder)
+    changes = [
+        ("vae = vae_lib.VAE(images)  #", "vae = vae_lib.VAE(images, latent_dim=2)  #"),
+        ("vae.sample(100, seed=seed)\n", 'vae.sample(100, "iid", seed)\n'),
+    ]
+    return BESIDE.submit(lambda: (output, execute(folder, 1000, changes, output)))
 
+
+def load_tests(_loader, tests, _pattern):
+    """Let that notebook run beside the tests of other files."""
+    other_settings()
+    return tests
+
+
+class OtherSettingsTest(unittest.TestCase):
     def test_runs_to_the_end(self):
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "checkout"
-            folder.mkdir()
-            output = Path(temporary) / "output" / "new"
-            copy_project(folder)
-            shutil.rmtree(folder / "data")
-            (folder / "data" / "train").mkdir(parents=True)
-            y, x = np.mgrid[:32, :32]
-            for i, place in enumerate((0, 0, 1, 2, 3, 4, 5)):  # dark discs on white, two the same
-                grey = 255 - 255 / (1 + np.exp(np.hypot(x - 8 - 2 * place, y - 16) - 5))
-                picture = Image.fromarray(grey.astype(np.uint8))
-                picture.save(folder / "data" / "train" / f"{i}.png")
-            with open(folder / "vae_lib.py", "a", encoding="utf-8") as file:
-                file.write(
-                    "\n\ndef interrupted(*arguments, original=train, **options):\n"
-                    "    for epoch, losses in enumerate(original(*arguments, **options)):\n"
-                    "        if epoch == 20:\n"
-                    "            raise KeyboardInterrupt\n"
-                    "        yield losses\n\n\ntrain = interrupted\n"
-                )
-            use_cheap_features(folder)
-            changes = [
-                ("vae = vae_lib.VAE(images)  #", "vae = vae_lib.VAE(images, latent_dim=2)  #")
-            ]
-            changes += [("vae.sample(100, seed=seed)\n", 'vae.sample(100, "iid", seed)\n')]
-            notebook = execute(folder, 1000, changes, output)
-            self.assertEqual({path.name for path in output.iterdir()}, set(contract.EXPORTS))
-            self.assertIn("Stopped by hand", printed(notebook))
-            self.assertIn("Only 6 of them differ", printed(notebook))
-            self.assertIn("no holdout", tables(notebook))
-            self.assertIn("draws the same samples", printed(notebook))
-            self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
-            self.assertEqual(len(vae_lib.load(output).latent.prior_mu), 2)
+        output, notebook = other_settings().result()
+        self.assertEqual({path.name for path in output.iterdir()}, set(contract.EXPORTS))
+        self.assertIn("Stopped by hand", printed(notebook))
+        self.assertIn("Only 6 of them differ", printed(notebook))
+        self.assertIn("no holdout", tables(notebook))
+        self.assertIn("draws the same samples", printed(notebook))
+        self.assertEqual(len(read_result(output / "result.csv")[1]), 20)
+        self.assertEqual(len(vae_lib.load(output).latent.prior_mu), 2)
