@@ -218,7 +218,7 @@ class BrowserTest(unittest.TestCase):
         self.assertAlmostEqual(int(slider.input_value()), last / 2, delta=1 + 0.1 * last)
         for key, value in (("Home", 0), ("ArrowRight", 1), ("End", last), ("ArrowLeft", last - 1)):
             self.page.keyboard.press(key)
-            self.assertEqual(int(slider.input_value()), value)
+            until(lambda value=value: int(slider.input_value()) == value, 60, f"{value} by {key}")
             self.check_frame(picture, frames, value, seen)
         self.assertGreaterEqual(len(seen), 3, "pictures that differ")  # neighbours may be alike
 
@@ -318,7 +318,7 @@ class LabTest(BrowserTest):
         page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
         drawn, figure = set(), page.locator(".jp-OutputArea img").last  # the newest picture
         src = "all => all.map((e) => e.src)"
-        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 1, 1800, "drawings")
+        until(lambda: drawn.update(figure.evaluate_all(src)) or len(drawn) > 3, 1800, "drawings")
         page.get_by_role("button", name="Interrupt the kernel").click()
         prompts = page.locator(".jp-CodeCell .jp-InputPrompt")
         until(lambda: "[*]:" not in prompts.all_text_contents(), 3600, "the end of all cells")

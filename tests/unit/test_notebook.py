@@ -115,7 +115,7 @@ class ExecutedTest(unittest.TestCase):
 def other_settings():
     """A notebook executed with other settings: seven images of another subject, no holdout, two
     latent dimensions, independent draws, training stopped by hand, another folder for the files,
-    and features that cost nothing. A future of this folder and the notebook."""
+    and features that cost nothing. This folder, and a future of the notebook."""
     temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = Path(temporary) / "checkout"
@@ -142,7 +142,7 @@ def other_settings():
         ("vae = vae_lib.VAE(images)  #", "vae = vae_lib.VAE(images, latent_dim=2)  #"),
         ("vae.sample(100, seed=seed)\n", 'vae.sample(100, "iid", seed)\n'),
     ]
-    return BESIDE.submit(lambda: (output, execute(folder, 1000, changes, output)))
+    return output, BESIDE.submit(execute, folder, 1000, changes, output)
 
 
 def load_tests(_loader, tests, _pattern):
@@ -153,7 +153,8 @@ def load_tests(_loader, tests, _pattern):
 
 class OtherSettingsTest(unittest.TestCase):
     def test_runs_to_the_end(self):
-        output, notebook = other_settings().result()
+        output, notebook = other_settings()
+        notebook = notebook.result()
         self.assertEqual({path.name for path in output.iterdir()}, set(contract.EXPORTS))
         self.assertIn("Stopped by hand", printed(notebook))
         self.assertIn("Only 6 of them differ", printed(notebook))
