@@ -249,6 +249,14 @@ class ModelTest(unittest.TestCase):
         self.assertLess(mu.abs().max(), 2)
         self.assertLess((logvar + 4).abs().max(), 2)
 
+    def test_a_pixel_that_was_cut_off_learns_on(self):
+        vae = VAE(bars(), hidden=16)
+        with torch.no_grad():
+            vae.decoder.pixels.bias.copy_(torch.linspace(-3, 3, 1024))
+        x_hat = vae.decoder(torch.zeros(1, 1))
+        reconstruction_loss(torch.full_like(x_hat, 0.5), x_hat).sum().backward()
+        assert_close(vae.decoder.pixels.bias.grad, x_hat.detach().flatten() - 0.5)
+
     def test_random_state(self):
         """The global one is neither changed nor of effect; equal seeds give equal bits, others
         give others."""
