@@ -409,7 +409,7 @@ def load(folder="."):
             path = Path(folder, name)
             getattr(vae, name.removesuffix(".pth")).load_state_dict(state)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        what = "does not fit the two other .pth files, or vae_lib.py as it is now"
+        what = "does not fit the two other .pth files, or vae_lib.py (self.arguments in VAE, too)"
         raise ValueError(f"{path} {what}: export the three again ({error})") from error
     return vae.eval()
 

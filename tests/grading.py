@@ -484,7 +484,8 @@ def samples_beat_noise(graded):
         return None
     return (
         f"the samples have FID {figures['FID']:.1f}, no better than 100 copies of the mean image or"
-        f" noise ({figures['limit']:.1f}): look at samples.png, train longer"
+        f" noise ({figures['limit']:.1f}): look at samples.png and at train in vae_lib.py, or train"
+        " longer"
     )
 
 

@@ -115,6 +115,27 @@ class ContractTest(unittest.TestCase):
         with self.assertRaisesRegex(contract.ContractError, "logvar before mu"):
             contract.check(module(text), blocks())
 
+    def test_wrong_draws_are_named(self):
+        class Latent(torch.nn.Module):
+            def forward(self, mu, logvar):
+                return mu + self.deviation(logvar) * torch.randn(mu.shape)
+
+        vae = torch.nn.Module()
+        vae.latent = Latent()
+        for deviation, words in (
+            (lambda logvar: 0.5 * logvar, "standard deviation 1.00 .* logvar 2, .* = 2.72"),
+            (torch.exp, "standard deviation 7.* logvar 2, expected 3 and"),
+            (torch.zeros_like, "standard deviation 0.00 "),
+            (lambda logvar: torch.exp(0.5 * logvar), None),
+        ):
+            vae.latent.deviation = deviation
+            with self.subTest(words):
+                if words is None:
+                    contract.check_draws(vae)
+                else:
+                    with self.assertRaisesRegex(contract.ContractError, words):
+                        contract.check_draws(vae)
+
     def test_sound_models_pass_and_nothing_is_left(self):
         """Batch norm and dropout; an epoch's batch of one; batches that are dropped if too few."""
         before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].sum()  # noqa: NPY002
