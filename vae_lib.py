@@ -26,7 +26,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 SIZE = 32  # height and width of an image, in pixels
 WAVES = 96  # pairs of sine and cosine that the decoder computes from z
-SCALE = 0.3  # of what the decoder's last layer sees: a step of its weights then moves pixels less
+SCALE = 0.3  # of what the decoder's last layer sees
 DRAWS = 4  # of z for each image in a step of the training
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
 
@@ -145,6 +145,7 @@ class Decoder(nn.Module):
         u = torch.special.ndtr(z)  # (N, L), normal CDF: uniform in (0, 1) if z is from the prior
         angle = 2 * math.pi * u @ self.waves  # (N, WAVES)
         features = torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, 2 · WAVES)
+        # Scaled down, so that a step of the last layer's weights moves pixels less.
         x = self.pixels(SCALE * self.net(features))  # (N, 1024)
         with torch.no_grad():  # unseen by autograd: gradients pass as if nothing were cut off
             x.clamp_(0, 1)
