@@ -111,9 +111,9 @@ class FilesTest(unittest.TestCase):
                     save(small(1), self.folder)
                 if expected is OSError:
                     self.assertIn("could not be written", str(raised.exception))
-            self.assertEqual(contents(self.folder), old)
+            self.assertTrue(contents(self.folder) == old)  # a difference would fill the screen
         save(small(1), self.folder)
-        self.assertEqual(contents(self.folder), new)
+        self.assertTrue(contents(self.folder) == new)
 
 
 class LoadTest(unittest.TestCase):

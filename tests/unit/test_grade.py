@@ -138,7 +138,6 @@ class ContractTest(unittest.TestCase):
 
     def test_sound_models_pass_and_nothing_is_left(self):
         """Batch norm and dropout; an epoch's batch of one; batches that are dropped if too few."""
-        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].sum()  # noqa: NPY002
         folder = sorted(Path().iterdir())
         for old, new in (
             ("", ""),
@@ -149,11 +148,16 @@ class ContractTest(unittest.TestCase):
             for seed in range(3):
                 torch.manual_seed(seed)
                 contract.check(module(SOURCE.replace(old, new)), blocks())
-        torch.manual_seed(0)
+        self.assertEqual(sorted(Path().iterdir()), folder)
+
+    def test_random_states_stay(self):
+        for generator in (torch.manual_seed, random.seed, np.random.seed):  # noqa: NPY002
+            generator(1)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].sum()  # noqa: NPY002
+        contract.check(module(SOURCE), blocks())
         self.assertTrue(torch.equal(torch.get_rng_state(), before[0]))
         self.assertEqual(random.getstate(), before[1])
         self.assertEqual(np.random.get_state()[1].sum(), before[2])  # noqa: NPY002
-        self.assertEqual(sorted(Path().iterdir()), folder)
 
 
 class GraderTest(unittest.TestCase):
@@ -436,6 +440,17 @@ class CommandTest(GraderTest):
         with odd, contextlib.redirect_stderr(io.StringIO()), open(table, "w") as file:
             self.assertFalse(grade.grade_all([self.made], 9, file))
         self.assertIn("made,failed,,,,,grading it failed (RuntimeError: odd)", table.read_text())
+
+    def test_one_that_failed_is_enough(self):
+        for grades in (["passed", "passed"], ["failed", "passed"], ["passed", "failed"]):
+            reports = [(["GRADE"], {"grade": found, "reason": ""}) for found in grades]
+            with (
+                mock.patch.multiple(grading, run=mock.DEFAULT, finish=mock.DEFAULT) as replaced,
+                mock.patch.object(grade, "report", side_effect=reports),
+            ):
+                found = grade.grade_all([Path("a"), Path("b")], 9, None)
+            self.assertEqual(found, "failed" not in grades, grades)
+            self.assertEqual(replaced["run"].call_args.args[2], 9)  # seconds
 
     def test_two_of_one_name(self):
         paths = [Path("a/x.zip"), Path("b/x.zip"), Path("y.zip")]

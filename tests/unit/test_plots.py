@@ -224,6 +224,13 @@ class FilmTest(unittest.TestCase):
         self.assertEqual((modes, film.vae.training), ([False], True))
         self.assertTrue(torch.equal(torch.get_rng_state(), before))
 
+    def test_each_row_has_its_own_width(self):
+        moment = film_of(1).moments[0]._replace(logvar=torch.tensor([[0.0], [-2.0], [-4.0]]))
+        order = torch.tensor([2, 0, 1])
+        in_order = moment._replace(mu=moment.mu[order], logvar=moment.logvar[order])
+        expected = plots.film_frame(in_order, torch.arange(3))
+        self.assertTrue(np.array_equal(plots.film_frame(moment, order), expected))
+
     def test_any_number_of_images_and_dimensions(self):
         for n, dim, epochs in ((2, 1, 1), (300, 1, 2), (7, 2, 5)):
             film = film_of(epochs, n, dim)
@@ -287,6 +294,8 @@ class FlipBookTest(unittest.TestCase):
         frames = frames_of(data["text/html"])
         np.testing.assert_allclose(frames[:, 5, 5, 0], [0, 128, 255], atol=2)
         self.assertIn("place &lt;on&gt; it", data["text/html"])
+        place = re.search(r"\) 0 ([\d.]+)%/100%", data["text/html"])[1]
+        self.assertEqual(float(place), 50)  # the middle one of three, as the slider says
         with Image.open(io.BytesIO(data["image/png"])) as still:
             self.assertEqual(still.convert("L").getpixel((100, 100)), 128)  # the middle one
         self.assertGreater(len(metadata["image/png"]["alt"]), 20)
