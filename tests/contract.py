@@ -118,7 +118,7 @@ def check(vae_lib, images):
         if not isinstance(vae, torch.nn.Module):
             raise ContractError(f"VAE(images) is {in_words(vae)}, expected a torch.nn.Module")
         check_outputs(vae_lib, vae, images[:3])
-        check_draws(vae)
+        check_draws(vae, images[:3])
         check_training(vae_lib, vae, images, two)
         check_samples(vae_lib, vae)
         check_files(vae_lib, vae, two)
@@ -176,14 +176,26 @@ def check_outputs(vae_lib, vae, x):
 
 
 @torch.no_grad()
-def check_draws(vae):
-    """Where the model has a part that draws z by latent(mu, logvar), check what it draws."""
+def check_draws(vae, x):
+    """Where the model has a part that draws z by latent(mu, logvar), check what it gets for images
+    x, and what it draws."""
     latent = getattr(vae, "latent", None)
     if not isinstance(latent, torch.nn.Module):
         return
     parameters = list(inspect.signature(latent.forward).parameters)
     if parameters[:2] != ["mu", "logvar"]:
         return
+    inputs = []
+    hook = latent.register_forward_pre_hook(lambda _, given: inputs.extend(given[:2]))
+    try:
+        _, mu, logvar = vae(x)
+    finally:
+        hook.remove()
+    if len(inputs) == 2 and torch.equal(inputs[0], logvar) and torch.equal(inputs[1], mu):
+        raise ContractError(
+            "vae(images) returns mu and logvar in one order and gives them to Latent.forward in the"
+            " other, expected mu before logvar in both"
+        )
     mu = torch.full((10_000, 1), 3.0)
     for logvar in (2.0, -2.0):
         try:

@@ -120,21 +120,28 @@ class ContractTest(unittest.TestCase):
             def forward(self, mu, logvar):
                 return mu + self.deviation(logvar) * torch.randn(mu.shape)
 
-        vae = torch.nn.Module()
+        class Model(torch.nn.Module):
+            def forward(self, x):
+                mu, logvar = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+                swapped = self.swapped
+                return self.latent(*((logvar, mu) if swapped else (mu, logvar))), mu, logvar
+
+        vae = Model()
         vae.latent = Latent()
-        for deviation, words in (
-            (lambda logvar: 0.5 * logvar, "standard deviation 1.00 .* logvar 2, .* = 2.72"),
-            (torch.exp, "standard deviation 7.* logvar 2, expected 3 and"),
-            (torch.zeros_like, "standard deviation 0.00 "),
-            (lambda logvar: torch.exp(0.5 * logvar), None),
+        for swapped, deviation, words in (
+            (False, lambda logvar: 0.5 * logvar, "standard deviation (0.99|1.0).* = 2.72"),
+            (False, torch.exp, "standard deviation 7.* logvar 2, expected 3 and"),
+            (False, torch.zeros_like, "standard deviation 0.00 "),
+            (True, lambda logvar: torch.exp(0.5 * logvar), "gives them to Latent.forward in the o"),
+            (False, lambda logvar: torch.exp(0.5 * logvar), None),
         ):
-            vae.latent.deviation = deviation
+            vae.swapped, vae.latent.deviation = swapped, deviation
             with self.subTest(words):
                 if words is None:
-                    contract.check_draws(vae)
+                    contract.check_draws(vae, blocks())
                 else:
                     with self.assertRaisesRegex(contract.ContractError, words):
-                        contract.check_draws(vae)
+                        contract.check_draws(vae, blocks())
 
     def test_sound_models_pass_and_nothing_is_left(self):
         """Batch norm and dropout; an epoch's batch of one; batches that are dropped if too few."""
