@@ -66,6 +66,7 @@ class FormulaTest(unittest.TestCase):
     def test_formulas_become_mathml(self):
         page, _ = self.to_html(r"where $q_i \sim p$, *so*" + "\n\n" + r"$$\frac{a}{b} = \log p$$")
         self.assertIn("<msub><mi>q</mi><mi>i</mi></msub><mo>∼</mo><mi>p</mi>", page)
+        self.assertIn('display="inline"><mrow><msub>', page)
         self.assertIn('display="block"><mrow><mfrac>', page)
         self.assertIn("<em>so</em>", page)
         self.assertNotIn("$", page)
@@ -107,6 +108,11 @@ class FormulaTest(unittest.TestCase):
             self.assertIn("<mi>x</mi>", page)
             self.assertEqual(len(warnings), 1)
             self.assertIn(latex, warnings[0])
+
+    def test_only_pictures_that_are_missing_here_are_named(self):
+        _, warnings = self.to_html("<img src='a &amp; b.png'> ![](https://example.org/c.png)")
+        self.assertEqual(len(warnings), 1)
+        self.assertRegex(warnings[0], ": a & b.png$")
 
     def test_details_stay_folded(self):
         page, _ = self.to_html("<details>\n<summary>Hint</summary>\n\nHidden\n\n</details>")

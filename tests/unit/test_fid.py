@@ -220,3 +220,5 @@ class MeaningTest(FolderTest):
         self.assertEqual(done.stdout, expected, done.stderr)
         with self.assertRaisesRegex(SystemExit, r"\Aerror: .*mistyped.*\Z"):
             fid.main([str(self.folder), str(self.folder / "mistyped")])
+        with self.assertRaisesRegex(SystemExit, "unknown features 'auto'"):
+            fid.main([str(self.folder), str(self.folder), "--features", "auto"])

@@ -72,6 +72,13 @@ class FilesTest(unittest.TestCase):
         losses = [list(train(model, images(), 3)) for model in (vae, loaded)]
         self.assertEqual(losses[0], losses[1])
 
+    def test_loaded_model_keeps_its_dtype(self):
+        vae = VAE(images().double(), 2, 4)
+        save(vae, self.folder)
+        loaded = load(self.folder)
+        self.assertEqual(loaded.sample(5).dtype, torch.float64)
+        self.assertTrue(torch.equal(loaded.sample(5), vae.sample(5)))
+
     def test_result(self):
         path = self.folder / "new" / "result.csv"
         write_result(path, 12.5, LOSSES)

@@ -157,6 +157,12 @@ class ContractTest(unittest.TestCase):
                 contract.check(module(SOURCE.replace(old, new)), blocks())
         self.assertEqual(sorted(Path().iterdir()), folder)
 
+    def test_a_training_yields_as_many_epochs_as_asked_for(self):
+        for change in ("- 1", "+ 1"):
+            text = SOURCE.replace("range(epochs)", f"range(epochs {change})")
+            with self.assertRaisesRegex(contract.ContractError, "yielded [24] losses"):
+                contract.train_fresh_model(module(text), blocks(), {"epochs": 3})
+
     def test_random_states_stay(self):
         for generator in (torch.manual_seed, random.seed, np.random.seed):  # noqa: NPY002
             generator(1)
@@ -305,6 +311,7 @@ class RulesTest(GraderTest):
             (verdict({"problems": {"samples": "failed"}}), "failed"),
             (verdict({}, {"from_decoder": False}), "samples do not come from decoder.pth"),
             (verdict({"loss": 9.8}), "the last loss in result.csv"),
+            (verdict({"loss": 4.2}), "the last loss in result.csv"),
             (verdict({"fresh": wrong}), "own defaults, took −ELBO from 26 to 41"),
             (verdict({}, {"limit": 22}), "no better than 100 copies of the mean image"),
             (verdict(files="x missing"), "x missing"),
@@ -458,6 +465,13 @@ class CommandTest(GraderTest):
                 found = grade.grade_all([Path("a"), Path("b")], 9, None)
             self.assertEqual(found, "failed" not in grades, grades)
             self.assertEqual(replaced["run"].call_args.args[2], 9)  # seconds
+
+    def test_the_row_holds_the_figures(self):
+        figures = {"FID": 30, "score": 70, "F": 20, "limit": 90, "features": "imagenet"}
+        figures |= {"copies": 3, "of": 40, "from_decoder": True}
+        _, row = grade.report(self.made, grading.Graded(figures=figures))
+        found = [row[column] for column in ("score", "FID", "F", "copies")]
+        self.assertEqual(found, ["70.0", "30.0", "1.50", 3])
 
     def test_two_of_one_name(self):
         paths = [Path("a/x.zip"), Path("b/x.zip"), Path("y.zip")]

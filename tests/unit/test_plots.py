@@ -92,6 +92,13 @@ class FigureTest(unittest.TestCase):
         self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["one", "two"])
         self.assertEqual(axes.images[0].get_clim(), (0, 1))
 
+    def test_diagram_has_x_on_the_left_and_its_reconstruction_on_the_right(self):
+        x, x_hat = torch.rand(2, 1, 32, 32, generator=seeded(0))
+        pictures = plots.diagram(x, x_hat).axes[1:]
+        pictures.sort(key=lambda axes: axes.get_position().x0)
+        for axes, image in zip(pictures, (x, x_hat), strict=True):
+            np.testing.assert_array_equal(axes.images[0].get_array(), image[0])
+
     def test_losses_and_their_means(self):
         losses = [Losses(30.0, 20.0, 10.0, 8.0, 2.0)] * 99 + [Losses(9.0, 5.0, 4.0, 3.0, 1.0)]
         figure = plots.plot_losses(losses, mean_image=25.5, n=100)
@@ -143,6 +150,7 @@ class FigureTest(unittest.TestCase):
                     stop("training", epoch)
 
             def draw(losses, *arguments, original=plots.plot_losses, stop=stop):
+                self.assertEqual(arguments[1], 3)  # the number of images
                 stop("drawing", len(losses))
                 return original(losses, *arguments)
 

@@ -245,6 +245,8 @@ class ModelTest(unittest.TestCase):
         images = noise(9)
         vae = VAE(images, 2)
         self.assertLess((vae.sample(100).mean(0) - images.mean(0)).abs().mean(), 0.05)
+        found = VAE(bars(3)[:2]).sample(100).mean(0)  # one part stays black
+        self.assertLess((found - bars(3)[:2].mean(0)).abs().mean(), 0.1)
         mu, logvar = vae.encoder(images)
         self.assertLess(mu.abs().max(), 2)
         self.assertLess((logvar + 4).abs().max(), 2)
