@@ -121,8 +121,10 @@ class ContractTest(unittest.TestCase):
                 return mu + self.deviation(logvar) * torch.randn(mu.shape)
 
         class Model(torch.nn.Module):
+            start = 1.0  # of logvar
+
             def forward(self, x):
-                mu, logvar = torch.zeros(len(x), 1), torch.ones(len(x), 1)
+                mu, logvar = torch.zeros(len(x), 1), torch.full((len(x), 1), self.start)
                 swapped = self.swapped
                 return self.latent(*((logvar, mu) if swapped else (mu, logvar))), mu, logvar
 
@@ -142,6 +144,8 @@ class ContractTest(unittest.TestCase):
                 else:
                     with self.assertRaisesRegex(contract.ContractError, words):
                         contract.check_draws(vae, blocks())
+        vae.swapped, vae.start = True, 0.0  # as mu: no order can be told
+        contract.check_draws(vae, blocks())
 
     def test_sound_models_pass_and_nothing_is_left(self):
         """Batch norm and dropout; an epoch's batch of one; batches that are dropped if too few."""
