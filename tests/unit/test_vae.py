@@ -421,7 +421,7 @@ class QualityTest(unittest.TestCase):
         """Naming one of 20 images takes ln 20 = 3.0 nats, showing all of them as their mean 32;
         the best decoder is no worse than ours."""
         loss = reference_elbo(self.vae, self.images, self.vae.decoder)
-        self.assertLess(loss, 5)
+        self.assertLess(loss, 3.6)  # 3.3 to 3.5 with other seeds
         self.assertAlmostEqual(self.losses[-1].loss, loss, delta=0.5)
 
         def decode(z):
