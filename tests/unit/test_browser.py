@@ -81,6 +81,7 @@ class FormulaTest(unittest.TestCase):
             (r"\begin{eqnarray} a &=& b \end{eqnarray}", "a=b"),
             (r"$\boldsymbol{\mu} \bm{x} \mathbf x \mathbb E \mathscr{L} \mathbb{1}$", "𝝁𝒙𝐱𝔼ℒ𝟙"),
             (r"$\arg\min_\theta \operatorname*{arg\,max}_z \Bigl\{$", "argminθargmaxz{"),
+            (r"$a \simeq b$", "a≃b"),
             (r"$\newcommand{\E}{\mathbb{E}}$ and $\E_q$", "and𝔼q"),
             (r"<div title='$5 and $6'>$\sigma &lt; 1$</div>", "σ<1"),
         ):
