@@ -401,6 +401,13 @@ class ProcessTest(GraderTest):
         self.assertNotIn("WROTE", printed)
         self.assertIn("['lo']", printed)
 
+    def test_what_it_did_before_it_ended_counts(self):
+        early = "    if epochs != 100: __import__('os')._exit(0)\n    optimiser ="
+        text = SOURCE.replace("    optimiser =", early)  # after 100 of the contract's check
+        outcome, _ = grading.run_code(self.submission(text=text))
+        self.assertTrue(outcome["samples"])
+        self.assertIn("ended early", outcome["problems"]["ended"])
+
     def test_time_is_limited(self):
         graded = grading.run(self.submission(), self.folder / "work", time_limit=0.2)
         self.assertIn("had not ended after 0.2 s", graded.outcome["problems"]["ended"])
