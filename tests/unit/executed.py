@@ -55,10 +55,8 @@ def execute(folder, epochs, changes=(), output="."):
 
 
 @lru_cache(maxsize=1)
-def executed_notebook():
-    """A copied project, in a folder with a space and an umlaut in its name, and its notebook after
-    30 epochs, which stands there as assignment_09.ipynb, too: (folder, notebook). All tests share
-    them, so none may change the folder."""
+def start_notebook():
+    """Start what `executed_notebook` returns: the folder, and a future of the notebook."""
     temporary = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folder = Path(temporary) / "Übung 09"
@@ -68,6 +66,15 @@ def executed_notebook():
         ("seed=1000 + k) for k in range(10)]", "seed=1000 + k) for k in range(2)]"),
         ('"iid", 1000 + k) for k in range(10)]', '"iid", 1000 + k) for k in range(2)]'),
     ]
-    notebook = execute(folder, 30, few)
+    return folder, BESIDE.submit(execute, folder, 30, few)
+
+
+@lru_cache(maxsize=1)
+def executed_notebook():
+    """A copied project, in a folder with a space and an umlaut in its name, and its notebook after
+    30 epochs, which stands there as assignment_09.ipynb, too: (folder, notebook). All tests share
+    them, so none may change the folder."""
+    folder, future = start_notebook()
+    notebook = future.result()
     nbformat.write(notebook, folder / NOTEBOOK)
     return folder, notebook
