@@ -484,6 +484,12 @@ class CommandTest(GraderTest):
         found = [row[column] for column in ("score", "FID", "F", "copies")]
         self.assertEqual(found, ["70.0", "30.0", "1.50", 3])
 
+    def test_the_report_has_the_last_lines_that_were_printed(self):
+        printed = "\n".join(f"line {i}" for i in range(300))
+        lines, _ = grade.report(self.made, grading.Graded(log=printed))
+        self.assertIn("   | line 299", lines)
+        self.assertNotIn("   | line 0", lines)
+
     def test_two_of_one_name(self):
         paths = [Path("a/x.zip"), Path("b/x.zip"), Path("y.zip")]
         self.assertEqual(grade.names_of(paths), ["a/x.zip", "b/x.zip", "y"])

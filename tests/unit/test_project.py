@@ -7,6 +7,8 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+
 from data import make_data
 from tests import fid
 
@@ -47,6 +49,19 @@ class ProjectTest(unittest.TestCase):
         text = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
         self.assertIn(f"| {distance:.1f} |", text)
         self.assertIn(f"{distance / mean:.2f} times *F* = {mean:.1f}", text)
+
+    def test_images_are_written_in_the_order_of_their_digits(self):
+        digits = [np.full((1100, 32, 32), digit, np.uint8) for digit in range(10)]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.multiple(make_data, ROOT=Path(folder), read_package=lambda _: digits),
+            mock.patch("sys.argv", ["make_data"]),
+            mock.patch("builtins.print"),
+        ):
+            make_data.main()
+            for name in ("train", "holdout"):
+                images = 255 * fid.read_folder(Path(folder, "data", name))
+                self.assertEqual(images[:, 0, 0, 0].tolist(), [i // 10 for i in range(100)])
 
     def test_another_package_is_refused_before_it_is_opened(self):
         with tempfile.TemporaryDirectory() as folder:

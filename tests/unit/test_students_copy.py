@@ -127,6 +127,9 @@ class CopyTest(unittest.TestCase):
         self.assertFalse(self.names & {*written, "BENCHMARKS.md", ".github/workflows/tests.yml"})
         images = {str(p.relative_to(ROOT)) for p in (ROOT / "data").glob("*/*.png")}
         self.assertLessEqual(images, self.names)
+        commands = set(re.findall(r"\btests/\w+\.(?:sh|py)", self.texts["README.md"]))
+        self.assertLessEqual(commands, self.names)
+        self.assertIn("tests/prepare_test.sh", commands)
 
     def test_no_line_of_the_solution_is_left(self):
         ours = source(ROOT / "vae_lib.py")
