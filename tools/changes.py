@@ -38,6 +38,10 @@ class CutOffDecoder(vae_lib.Decoder):
         return torch.where((x > 0) & (x < 1), x, x.detach())
 
 
+def independent_noise(n, shape, generator=None):
+    return torch.randn(n, *shape, generator=generator)
+
+
 def mean_over_pixels(x, x_hat):
     return 0.5 * (x - x_hat).square().mean((-3, -2, -1))
 
@@ -52,6 +56,7 @@ def from_a_half(progress):
 
 WIDE = {"vae_lib.Encoder": WideEncoder}
 CUT_OFF = {"vae_lib.Decoder": CutOffDecoder}
+INDEPENDENT = {"vae_lib.even_noise": independent_noise}
 
 CONTROLS = {  # of each subject
     "dimmed digits": {
@@ -64,6 +69,8 @@ CONTROLS = {  # of each subject
     },
     "faces": {"this project": {}, "posteriors start as wide as the prior": WIDE},
     "text": {"this project": {}, "no gradient where a pixel was cut off": CUT_OFF},
+    "photographs": {"this project": {}, "four draws independent of each other": INDEPENDENT},
+    "mixed crops": {"this project": {}, "four draws independent of each other": INDEPENDENT},
 }
 EXERCISES = {  # of the notebook, which says what to change
     "1. two latent dimensions": {"vae_lib.VAE": partial(vae_lib.VAE, latent_dim=2)},
