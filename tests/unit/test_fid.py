@@ -116,7 +116,7 @@ class FeaturesTest(FolderTest):
 
     def test_unfit_images_and_names_are_refused(self):
         images = random_images(2)
-        for bad in (images[0], images - 0.1, 255 * images, images / 0, images.byte()):
+        for bad in (images[0], images - 0.1, 255 * images, images / images, images.byte()):
             with self.assertRaisesRegex(
                 ValueError, r"expected floats \(n, 1, 32, 32\) in \[0, 1\]"
             ):
