@@ -21,6 +21,7 @@ from unittest import mock
 import numpy as np
 import psutil
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from tests import contract, eval_test, grade, grading, run_test
 from tests import fid as evaluator
@@ -188,6 +189,11 @@ class ContractTest(unittest.TestCase):
         self.assertTrue(torch.equal(torch.get_rng_state(), before[0]))
         self.assertEqual(random.getstate(), before[1])
         self.assertEqual(np.random.get_state()[1].sum(), before[2])  # noqa: NPY002
+        draws = []
+        for _ in range(2):
+            contract.seed_all(2)
+            draws.append((torch.rand(1).item(), random.random(), np.random.rand()))  # noqa: NPY002
+        self.assertEqual(*draws)
 
 
 class GraderTest(unittest.TestCase):
@@ -357,6 +363,26 @@ class RulesTest(GraderTest):
         for text in ("", "[", "[" * 99999, "{}", "[]", '{"problems": 1}', '{"problems": {}}'):
             path.write_text(text)
             self.assertEqual(grading.read_outcome(path, "ended")["problems"], {"ended": "ended"})
+
+
+    @torch.no_grad()
+    def test_samples_and_loss_are_those_of_the_files(self):
+        """By seeds that depend on the weights; and, without the decoder's weights, all grey."""
+        vae = stranger.load(self.made).eval()
+        self.enterContext(contextlib.chdir(self.submission()))
+        self.assertTrue(contract.draw_samples(stranger, blocks(), {"sets": 2, "samples": 20}))
+        seeds = contract.sample_seeds(self.made, 2)
+        self.assertEqual(len({*seeds, *contract.sample_seeds(self.folder, 2)}), 4)
+        expected = [vae.sample(20, seed=seed) for seed in seeds] + [torch.tensor(0.5)]
+        for name, images in zip(("0", "1", "zeroed"), expected, strict=True):
+            found = evaluator.read_folder(Path("data", "sample", name))
+            self.assertLess((found - images).abs().max(), 0.51 / 255, name)
+        x = blocks().repeat(100, 1, 1, 1)
+        x_hat, mu, logvar = vae(x)
+        posterior, prior = Normal(mu, (logvar / 2).exp()), Normal(0, 1)
+        terms = (x - x_hat).square().sum() / 2, kl_divergence(posterior, prior).sum()
+        loss = contract.loss_of_weights(stranger, blocks(), {})
+        self.assertAlmostEqual(loss, sum(terms).item() / len(x), delta=1)
 
 
 class ProcessTest(GraderTest):
