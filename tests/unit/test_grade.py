@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -67,7 +68,7 @@ MISTAKES = [
     ("reconstruction + kl", "reconstruction - kl", "is KL's sign wrong?"),
     ("reconstruction + kl", "reconstruction + kl / 4", "the mean of KL over latent dimensions"),
     ("torch.randn(n, 4, ", "torch.randn(n, 3, ", "vae.sample(5, seed=0) failed in VAE.sample"),
-    ("tor))\n\n\ndef train", "tor)) * float('nan')\n\n\ndef train", "5, seed=0): its pixels are nan"),
+    ("self.decoder(torch", "torch.nan * self.decoder(torch", "5, seed=0): its pixels are nan"),
     ("name).state_dict()", "name)", "wrote encoder.pth so that it cannot be loaded without"),
     ('Path(folder, f"{name}.pth"))\n\n', 'f"{name}.pth")\n\n', "wrote no encoder.pth"),
     ("vae = VAE(None)", "vae = VAE()", "load(folder), of what save(vae, folder) wrote, failed"),
@@ -99,6 +100,13 @@ def sleepers():
     """Processes that a submission of these tests has left."""
     found = [process.info for process in psutil.process_iter(["cmdline", "status"])]
     return [x for x in found if str(SLEEP) in (x["cmdline"] or []) and x["status"] != "zombie"]
+
+
+class NumbersTest(unittest.TestCase):
+    def test_numbers_are_those_of_the_readme(self):
+        self.assertEqual((grading.SETS, grading.SAMPLES, grading.EPOCHS), (10, 100, 50))
+        self.assertEqual((grading.TIME_LIMIT, grading.BYTES), (600, 500_000_000))
+        self.assertEqual(grading.TRAIN, grading.ROOT / "data" / "train")
 
 
 class ContractTest(unittest.TestCase):
@@ -243,7 +251,7 @@ class GraderTest(unittest.TestCase):
 class RulesTest(GraderTest):
     def test_result_is_read_or_its_line_named(self):
         path = self.folder / "result.csv"
-        path.write_text("FID,20\nFID_imagenet,20\nscore,80\nloss,30\nloss,5\n")
+        path.write_text("\ufeffFID,20\nFID_imagenet,20\nscore,80\nloss,30\nloss,5\n")
         figures, losses = grading.read_result(path)
         self.assertEqual((figures["FID_imagenet"], figures["score"], losses), (20, 80, [30, 5]))
         for text, words in (
@@ -264,6 +272,7 @@ class RulesTest(GraderTest):
                 (self.zipped("top.zip"), None),
                 (self.zipped("below.zip", "vae ö/", ["__MACOSX/vae ö/._result.csv"]), None),
                 (self.zipped("windows.ZIP", "vae\\"), None),
+                (self.zipped("backup.zip", "", ["old/vae_lib.py"]), None),
                 (self.zipped("out.zip", "a/", ["../x.py"]), "holds the name ../x.py"),
                 (self.zipped("two.zip", "a/", ["b/vae_lib.py"]), "more than one submission, a, b"),
                 (self.made / "result.csv", "is no folder and no .zip"),
@@ -283,9 +292,10 @@ class RulesTest(GraderTest):
         (self.folder / "broken.zip").write_bytes(archive.read_bytes()[:500])
         with self.assertRaisesRegex(ValueError, "cannot be unpacked"):
             grading.collect(self.folder / "broken.zip", self.folder / "broken")
-        less = mock.patch.object(grading, "FILE_BYTES", 1000)
-        with less, self.assertRaisesRegex(ValueError, "more than 0 MB"):
-            grading.collect(self.folder / "top.zip", self.folder / "large")
+        os.truncate(self.submission("large") / "decoder.pth", 10**12)  # which no memory holds
+        less = mock.patch.object(grading, "FILE_BYTES", 10**6)
+        with less, self.assertRaisesRegex(ValueError, "decoder.pth has more than 1 MB"):
+            grading.collect(self.folder / "large", self.folder / "larger")
 
     def test_the_least_that_samples_must_be(self):
         """Nearer than copies of the mean image, and than noise."""
@@ -305,16 +315,28 @@ class RulesTest(GraderTest):
     def test_the_score_is_of_the_samples(self):
         sample = self.folder / "data" / "sample"
         sets = [0.9 * blocks(), 0.8 * blocks()]  # 0.8 and 1.6 from the training images
+        sets[1][15:] = sets[0][15:]
         for name, images in zip(("0", "1", "zeroed"), [*sets, 0 * blocks()], strict=True):
             write_images(images, sample / name)
-        figures = grading.score(self.folder)
+        grading.yardsticks.cache_clear()
+        with (
+            mock.patch.dict(os.environ, FID_FEATURES="inception"),
+            mock.patch.object(evaluator, "extract", wraps=pixels) as extract,
+        ):
+            figures = grading.score(self.folder)
+        self.assertEqual({call.args[1] for call in extract.mock_calls}, {"inception"})
         drawn = [pixels(evaluator.read_folder(sample / name)) for name in "01"]
         expected = np.mean([evaluator.frechet_distance(pixels(blocks()), x) for x in drawn])
         self.assertAlmostEqual(figures["FID"], expected, delta=1e-3)
-        self.assertEqual((figures["copies"], figures["of"]), (20, 40))
+        self.assertAlmostEqual(figures["score"], 100 - expected, delta=1e-3)
+        self.assertEqual(figures["F"], evaluator.memoriser_fid(pixels(blocks()))[0])
+        self.assertEqual((figures["copies"], figures["of"]), (25, 40))
         self.assertTrue(figures["from_decoder"])
         write_images((blocks() + 0.02).clamp(0, 1), sample / "zeroed")
         self.assertFalse(grading.score(self.folder)["from_decoder"])
+        write_images(torch.cat(sets), sample / "1")
+        with self.assertRaisesRegex(ValueError, "1 holds 40 samples, expected 20"):
+            grading.score(self.folder)
 
     def test_each_rule_has_a_sentence(self):
         fresh = {"before": [30, 1], "after": [9, 5], "losses": [31, 14]}
@@ -326,6 +348,7 @@ class RulesTest(GraderTest):
             return grading.verdict(replace(said, **{"losses": [30, 7]} | rest))
 
         self.assertEqual(verdict(), [])
+        idle = {"before": [30, 1], "after": [30, 1], "losses": [31, 31]}
         free = {"before": [26, 0], "after": [10, 22], "losses": [26, 32]}  # KL is free at first
         self.assertEqual(verdict({"fresh": free}), [])
         wrong = {"before": [26, 0], "after": [25, 16], "losses": [26, 10]}  # its sign is wrong
@@ -336,6 +359,7 @@ class RulesTest(GraderTest):
             (verdict({"loss": 9.8}), "the last loss in result.csv"),
             (verdict({"loss": 4.2}), "the last loss in result.csv"),
             (verdict({"fresh": wrong}), "own defaults, took −ELBO from 26 to 41"),
+            (verdict({"fresh": idle}), "own defaults, took −ELBO from 31 to 31"),
             (verdict({}, {"limit": 22}), "no better than 100 copies of the mean image"),
             (verdict(files="x missing"), "x missing"),
             (verdict(result="x falls"), "x falls"),
@@ -349,9 +373,11 @@ class RulesTest(GraderTest):
             ("samples.png", "not a picture", "samples.png is no picture"),
             ("result.csv", "FID,20\nscore,80\nloss,4\nloss,5", "2 losses, expected two or more"),
             ("result.csv", "FID;20", "result.csv, line 1 is 'FID;20'"),
+            ("result.csv", "FID,20\nscore,80", "0 losses, expected two or more"),
+            ("result.csv", None, "result.csv missing"),
         ):
             folder = self.submission(words)
-            (folder / name).write_text(text)
+            (folder / name).write_text(text) if text else (folder / name).unlink()
             graded = grading.Graded()
             grading.look_at_files(graded, folder, self.folder / words / "work")
             self.assertIn(words, graded.files + graded.result)
@@ -360,10 +386,12 @@ class RulesTest(GraderTest):
         path = self.folder / "outcome.json"
         path.write_text('{"problems": {"loss": "a\\n\\u001b[1m::b"}, "done": true}')
         self.assertEqual(grading.read_outcome(path, "")["problems"], {"loss": "a ?[1m::b"})
+        (self.folder / "link").symlink_to(path)
+        found = grading.read_outcome(self.folder / "link", "ended")
+        self.assertEqual(found["problems"], {"ended": "ended"})
         for text in ("", "[", "[" * 99999, "{}", "[]", '{"problems": 1}', '{"problems": {}}'):
             path.write_text(text)
             self.assertEqual(grading.read_outcome(path, "ended")["problems"], {"ended": "ended"})
-
 
     @torch.no_grad()
     def test_samples_and_loss_are_those_of_the_files(self):
@@ -412,8 +440,10 @@ class ProcessTest(GraderTest):
     def test_it_sees_its_own_folder_and_no_variable(self):
         """And a process that it starts imports its vae_lib."""
         text = (
-            "import os, subprocess, sys\n"
-            "print(sorted(os.environ), os.getcwd() == os.environ['PYTHONPATH'])\n"
+            "import os, resource, site, subprocess, sys, tempfile\n"
+            "print(sorted(os.environ))\n"
+            "print(os.environ['PYTHONPATH'] == os.getcwd() in tempfile.gettempdir())\n"
+            "print(site.getuserbase(), resource.getrlimit(resource.RLIMIT_FSIZE)[0])\n"
             "code = 'import vae_lib; print(vae_lib.__file__)'\n"
             "if __name__ == '__main__' or 'CHILD' in os.environ: sys.exit()\n"
             "os.environ['CHILD'] = '1'\n"
@@ -424,6 +454,7 @@ class ProcessTest(GraderTest):
                 self.assertNotIn("SECRET", printed)
                 self.assertEqual(printed.count("True"), 1, printed)
                 self.assertEqual(printed.count("PYTHONPATH"), 2, printed)
+                self.assertIn(f"{site.getuserbase()} {grading.BYTES}\n", printed)
                 self.assertIn("has no VAE(images)", outcome["problems"]["contract"])
                 self.assertTrue((folder / "outcome.json").is_file())
 
@@ -441,15 +472,25 @@ class ProcessTest(GraderTest):
         self.assertIn("['lo']", printed)
 
     def test_what_it_did_before_it_ended_counts(self):
-        early = "    if epochs != 100: __import__('os')._exit(0)\n    optimiser ="
-        text = SOURCE.replace("    optimiser =", early)  # after 100 of the contract's check
-        outcome, _ = grading.run_code(self.submission(text=text))
+        early = "    sys.exit('x') if epochs == 100 else os._exit(0)\n    optimiser ="
+        text = SOURCE.replace("    optimiser =", early)  # 100 is of the contract's check
+        outcome, _ = grading.run_code(self.submission(text=f"import os, sys\n{text}"))
         self.assertTrue(outcome["samples"])
+        self.assertEqual(outcome["problems"]["contract"], "SystemExit: x")
         self.assertIn("ended early", outcome["problems"]["ended"])
 
-    def test_time_is_limited(self):
+    def test_time_and_bytes_are_limited(self):
         graded = grading.run(self.submission(), self.folder / "work", time_limit=0.2)
         self.assertIn("had not ended after 0.2 s", graded.outcome["problems"]["ended"])
+        with mock.patch.object(grading, "BYTES", 1000):  # fewer than its files have
+            outcome, _ = grading.run_code(self.folder / "submission")
+        self.assertIn("wrote or printed over 0 MB", outcome["problems"]["ended"])
+
+    def test_where_bwrap_does_not_work_the_report_says_so(self):
+        for found in (None, shutil.which("false")):
+            with mock.patch("shutil.which", return_value=found):
+                prefix, said = grading.isolation.__wrapped__()
+            self.assertEqual((prefix, said[:12]), ((), "NOT ISOLATED"))
 
 
 class CommandTest(GraderTest):
@@ -506,28 +547,43 @@ class CommandTest(GraderTest):
         self.assertIn("made,failed,,,,,grading it failed (RuntimeError: odd)", table.read_text())
 
     def test_one_that_failed_is_enough(self):
-        for grades in (["passed", "passed"], ["failed", "passed"], ["passed", "failed"]):
-            reports = [(["GRADE"], {"grade": found, "reason": ""}) for found in grades]
-            with (
-                mock.patch.multiple(grading, run=mock.DEFAULT, finish=mock.DEFAULT) as replaced,
-                mock.patch.object(grade, "report", side_effect=reports),
-            ):
-                found = grade.grade_all([Path("a"), Path("b")], 9, None)
-            self.assertEqual(found, "failed" not in grades, grades)
-            self.assertEqual(replaced["run"].call_args.args[2], 9)  # seconds
+        """And the first row is there when the second submission is graded."""
+        table = self.folder / "grades.csv"
+        command = ["grade.py", "a", "b", "--time-limit", "9", "--csv", str(table)]
+        rows = []
 
-    def test_the_row_holds_the_figures(self):
+        def reports(grades):
+            for found in grades:
+                rows.append(len(table.read_text().splitlines()))
+                yield ["GRADE"], {"grade": found, "reason": ""}
+
+        for grades in (["passed", "passed"], ["failed", "passed"], ["passed", "failed"]):
+            with (
+                mock.patch.multiple(sys, argv=command, stdout=mock.DEFAULT),
+                mock.patch("signal.signal"),
+                mock.patch.multiple(grading, run=mock.DEFAULT, finish=mock.DEFAULT) as replaced,
+                mock.patch.object(grade, "report", side_effect=reports(grades)),
+            ):
+                self.assertEqual(grade.main(), int("failed" in grades), grades)
+            self.assertEqual(replaced["run"].call_args.args[2], 9)  # seconds
+        self.assertEqual(rows[1::2], [2, 2, 2])
+
+    def test_report_and_row_hold_the_figures(self):
         figures = {"FID": 30, "score": 70, "F": 20, "limit": 90, "features": "imagenet"}
         figures |= {"copies": 3, "of": 40, "from_decoder": True}
-        _, row = grade.report(self.made, grading.Graded(figures=figures))
+        lines, row = grade.report(self.made, grading.Graded(figures=figures))
         found = [row[column] for column in ("score", "FID", "F", "copies")]
         self.assertEqual(found, ["70.0", "30.0", "1.50", 3])
+        words = "score 70.0 (FID 30.0, 1.50 F, imagenet features, 3 of 40 samples are copies)"
+        self.assertEqual(lines, [grading.isolation()[1], f"GRADE {words}"])
+        _, row = grade.report(self.made, grading.Graded())
+        self.assertEqual(row["grade"], "failed")
 
     def test_the_report_has_the_last_lines_that_were_printed(self):
-        printed = "\n".join(f"line {i}" for i in range(300))
+        printed = "\n".join(f"line {i}\x1b" for i in range(300))
         lines, _ = grade.report(self.made, grading.Graded(log=printed))
-        self.assertIn("   | line 299", lines)
-        self.assertNotIn("   | line 0", lines)
+        self.assertIn("   | line 299?", lines)
+        self.assertNotIn("   | line 0?", lines)
 
     def test_two_of_one_name(self):
         paths = [Path("a/x.zip"), Path("b/x.zip"), Path("y.zip")]
@@ -561,6 +617,10 @@ class CommandTest(GraderTest):
     def test_a_student_sees_the_same(self):
         """run_test.py and eval_test.py in the student's own folder."""
         folder = self.submission()
+        (folder / "data" / "train").mkdir(parents=True)
+        (folder / "tests").mkdir()
+        prepare = shutil.copy(grading.ROOT / "tests" / "prepare_test.sh", folder / "tests")
+        before = set(folder.rglob("*"))
         self.enterContext(mock.patch.object(grading, "ROOT", folder))
         self.enterContext(mock.patch.object(run_test, "RESULT", folder / "result_autograding.csv"))
         self.enterContext(mock.patch.object(run_test, "SAMPLE", folder / "data" / "sample"))
@@ -576,5 +636,14 @@ class CommandTest(GraderTest):
         self.assertEqual([len(drawn) for drawn in sets], [20, 20])
         self.assertFalse(torch.equal(*sets))
         self.assertRegex(self.printed.getvalue(), r"score \S+ \(FID .* F, imagenet features")
+        names = [rule.__name__ for rule in grading.CHECKS]
+        with (
+            mock.patch.object(run_test.RunTest, "setUpClass"),
+            mock.patch.multiple(grading, **{name: lambda _, name=name: name for name in names}),
+        ):
+            failed = failures(run_test.RunTest) + failures(eval_test.EvalTest)
+        self.assertEqual([text.split()[-1] for _, text in failed], names)
         os.utime(folder / "decoder.pth", (time.time() + 9, time.time() + 9))
         self.assertIn("is older than", failures(eval_test.EvalTest)[0][1])
+        subprocess.run(["sh", prepare], check=True)
+        self.assertEqual(set(folder.rglob("*")), before | {folder / "data" / "sample"})
