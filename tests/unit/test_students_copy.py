@@ -149,6 +149,7 @@ class CopyTest(unittest.TestCase):
         cells = json.loads(self.texts[NOTEBOOK])["cells"]
         given |= {line.strip() for cell in cells for line in "".join(cell["source"]).splitlines()}
         self.assertEqual(given & solution, set())
+        self.assertNotIn("marginal", self.texts["vae_lib.py"])
         text = self.texts["vae_lib.py"] + self.texts[NOTEBOOK] + self.texts["README.md"]
         self.assertEqual([name for name in gone if re.search(rf"\b{name}\b", text)], [])
 
