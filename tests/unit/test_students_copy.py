@@ -2,8 +2,6 @@
 
 import ast
 import atexit
-import contextlib
-import io
 import json
 import os
 import re
@@ -11,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import types
 import unittest
 from functools import lru_cache
 from pathlib import Path
@@ -21,14 +18,10 @@ import torch
 
 from tests import contract
 from tests.unit.executed import BESIDE, NOTEBOOK, ROOT, use_cheap_features
+from tests.unit.test_grade import module
 from tools import hand_out
 
 MODELS = Path(__file__).with_name("models")
-
-
-def make_copy(folder):
-    with contextlib.redirect_stdout(io.StringIO()):
-        hand_out.hand_out(folder)
 
 
 def source(path):
@@ -65,14 +58,6 @@ def bodies(text, names):
 def functions(text):
     """The names of a module's functions."""
     return {node.name for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)}
-
-
-def module(text):
-    """A module of this source."""
-    found = types.ModuleType("vae_lib")
-    found.__file__ = "vae_lib.py"
-    exec(compile(text, found.__file__, "exec"), vars(found))
-    return found
 
 
 def fill(folder, model):
@@ -115,7 +100,7 @@ class CopyTest(unittest.TestCase):
         temporary = tempfile.TemporaryDirectory()
         cls.addClassCleanup(temporary.cleanup)
         cls.folder = Path(temporary.name, "copy")
-        make_copy(cls.folder)
+        hand_out.hand_out(cls.folder)
         cls.names = {str(p.relative_to(cls.folder)) for p in cls.folder.rglob("*") if p.is_file()}
         cls.texts = {
             name: source(cls.folder / name) for name in cls.names if not name.endswith(".png")
@@ -236,7 +221,7 @@ class CopyTest(unittest.TestCase):
 
     def test_a_folder_with_files_is_refused(self):
         with self.assertRaisesRegex(SystemExit, "not an empty folder"):
-            make_copy(self.folder)
+            hand_out.hand_out(self.folder)
 
 
 @lru_cache(maxsize=1)
@@ -247,7 +232,7 @@ def filled_copies():
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     folders = {name: Path(temporary, name) for name in ("unfilled", "mlp", "conv", "ours")}
     for name, folder in folders.items():
-        make_copy(folder)
+        hand_out.hand_out(folder)
         use_cheap_features(folder)
         replace(folder / NOTEBOOK, ("for k in range(10)]", "for k in range(2)]"))
         if name in ("mlp", "conv"):
