@@ -91,11 +91,18 @@ class FigureTest(unittest.TestCase):
             self.assertTrue(torch.equal(grid[top : top + 32, left : left + 32], image[0]))
         self.assertEqual([label.get_text() for label in axes.get_yticklabels()], ["one", "two"])
         np.testing.assert_allclose(axes.get_yticks(), [17.5, 51.5], atol=1)  # beside their middles
-        self.assertEqual(axes.images[0].get_clim(), (0, 1))
+        shades = axes.images[0].to_rgba(np.array([0, 0.2, 1]))[:, 0]
+        np.testing.assert_allclose(shades, [0, 0.2, 1])  # black to white
+        rows = {"one": images[:4], "two": images[3:]}
+        shown, _ = displayed(plots.show_rows, rows, "two rows", 5)
+        expected = plots.to_png(plots.image_grid(torch.cat(list(rows.values())), 4, list(rows), 5))
+        self.assertTrue(base64.b64decode(shown["image/png"]) == expected)
 
     def test_diagram_has_x_on_the_left_and_its_reconstruction_on_the_right(self):
         x, x_hat = torch.rand(2, 1, 32, 32, generator=seeded(0))
-        pictures = plots.diagram(x, x_hat).axes[1:]
+        axes, *pictures = plots.diagram(x, x_hat).axes
+        places = {text.get_text(): text.get_position()[0] for text in axes.texts}
+        self.assertLess(places["encoder"], places["decoder"])
         pictures.sort(key=lambda axes: axes.get_position().x0)
         for axes, image in zip(pictures, (x, x_hat), strict=True):
             np.testing.assert_array_equal(axes.images[0].get_array(), image[0])
@@ -151,7 +158,7 @@ class FigureTest(unittest.TestCase):
                     stop("training", epoch)
 
             def draw(losses, *arguments, original=plots.plot_losses, stop=stop):
-                self.assertEqual(arguments[1], 3)  # the number of images
+                self.assertEqual(arguments, (25.5, 3, f"epoch {len(losses)} of 50"))  # 3 images
                 stop("drawing", len(losses))
                 return original(losses, *arguments)
 
@@ -167,7 +174,7 @@ class FigureTest(unittest.TestCase):
                 mock.patch("builtins.print") as printed,
                 mock.patch("time.monotonic", side_effect=range(0, 10_000, 3)),
             ):
-                found = list(plots.live(training(), 50, film))
+                found = list(plots.live(training(), 50, film, 25.5))
                 self.assertEqual(len(found), 5)
                 self.assertEqual(film.moments[-1].epoch, 5)
                 self.assertEqual(film.moments[-1].losses, found[-1])
@@ -202,6 +209,7 @@ class FilmTest(unittest.TestCase):
     def test_moments(self):
         for epochs in (1, 2, 47, 5000):
             film = film_of(epochs)
+            film.end([losses_of(epoch) for epoch in range(1, epochs + 1)])
             chosen = [moment.epoch for moment in film.moments]
             self.assertEqual([chosen[0], chosen[-1]], [1, epochs])
             self.assertEqual(chosen, sorted(set(chosen)))
@@ -233,12 +241,13 @@ class FilmTest(unittest.TestCase):
         self.assertEqual((modes, film.vae.training), ([False], True))
         self.assertTrue(torch.equal(torch.get_rng_state(), before))
 
-    def test_each_row_has_its_own_width(self):
+    def test_rows_follow_the_order_with_their_widths(self):
         moment = film_of(1).moments[0]._replace(logvar=torch.tensor([[0.0], [-2.0], [-4.0]]))
         order = torch.tensor([2, 0, 1])
         in_order = moment._replace(mu=moment.mu[order], logvar=moment.logvar[order])
         expected = plots.film_frame(in_order, torch.arange(3))
         self.assertTrue(np.array_equal(plots.film_frame(moment, order), expected))
+        self.assertFalse(np.array_equal(plots.film_frame(moment, torch.arange(3)), expected))
 
     def test_any_number_of_images_and_dimensions(self):
         for n, dim, epochs in ((2, 1, 1), (300, 1, 2), (7, 2, 5)):
@@ -257,6 +266,8 @@ class FilmTest(unittest.TestCase):
             with mock.patch("builtins.print") as printed:
                 show()
             self.assertIn("no epoch was finished", printed.call_args.args[0])
+        with mock.patch.object(plots, "display"):
+            self.assertEqual(list(plots.live(iter(()), 5, film_of(0))), [])
 
     def test_bars_are_four_sigma_of_the_prior(self):
         mu = torch.tensor([[0.0, 9.0], [0.6745, 9.0]])  # the middle and the third quarter
@@ -272,11 +283,6 @@ class FilmTest(unittest.TestCase):
             displayed(film.show)
         self.assertEqual([call.args[1].tolist() for call in film_frame.mock_calls], [[2, 0, 1]] * 2)
 
-    def test_rows_follow_the_order(self):
-        moment = film_of(1).moments[0]
-        frames = [plots.film_frame(moment, torch.tensor(o)) for o in ([0, 1, 2], [2, 0, 1])]
-        self.assertFalse(np.array_equal(*frames))
-
     def test_posteriors_early_between_and_late(self):
         film = film_of(1000)
         with mock.patch.object(plots, "show") as show:
@@ -290,8 +296,11 @@ class FilmTest(unittest.TestCase):
             z, share = path.vertices[:-1].T
             self.assertAlmostEqual(np.trapezoid(share, z), 1 / 3, delta=1e-3)
             self.assertAlmostEqual(z[share.argmax()], mu)
-        highest = 1 / (3 * np.exp(-2) * np.sqrt(2 * np.pi))  # these bells do not overlap
-        self.assertAlmostEqual(total.get_paths()[0].vertices[:, 1].max(), highest, delta=1e-6)
+        around = total.get_paths()[0].vertices.T
+        self.assertAlmostEqual(np.trapezoid(*around[::-1]), 1, delta=1e-3)
+        legend = show.call_args.args[0].legends[0].legend_handles
+        np.testing.assert_array_equal(legend[1].get_facecolor(), total.get_facecolor()[0])
+        self.assertEqual(axes[0].get_title("left"), "epoch 1: information 8.00, marginal KL 1.00")
         z, prior = axes[0].lines[0].get_data()
         np.testing.assert_allclose(prior, np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
 
