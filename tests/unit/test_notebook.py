@@ -91,6 +91,21 @@ class ExecutedTest(unittest.TestCase):
         expected = [epoch.loss for epoch in vae_lib.train(vae, self.images, 30)]
         np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
+    def test_figures_are_those_of_model_and_images(self):
+        text = printed(self.notebook)
+        _, losses = read_result(self.folder / "result.csv")
+        mean_image = 0.5 * (self.images - self.images.mean(0)).square().sum((1, 2, 3)).mean()
+        self.assertIn(f"\n{mean_image:6.2f}  −ELBO where nothing is learnt", text)
+        self.assertEqual("learnt nothing" in text, losses[-1] >= mean_image)
+        distance, _ = evaluator.nearest(self.vae.sample(100), self.images)
+        self.assertIn(f"\n{(distance < 1).sum()} of 100 samples are copies\n", text)
+        ours = float(re.search(r"(\S+)  −ELBO of our model", text)[1])
+        self.assertAlmostEqual(ours / losses[-1], 1, delta=0.03)
+        evidence = float(re.search(r"training images: −log p\(x\) (\S+) nats", text)[1])
+        self.assertTrue(0 < evidence < ours, (evidence, ours))
+        mean, worst = re.search(r"nats: mean (\S+), worst (\S+) \(", text).groups()
+        self.assertLess(float(mean), float(worst))
+
     def test_picture_shows_the_samples_in_order(self):
         samples = self.vae.sample(100, "latin", seed=0)
         expected = 255 * samples.squeeze(1).numpy()  # (100, 32, 32)
