@@ -177,7 +177,7 @@ class FrontEndTest(unittest.TestCase):
         self.assertRegex(page, '<img alt="dot"[^>]*width="5"')
         for name in ("gone.png", "attachment:lost.png", "."):
             self.assertIn(f"its folder: {name}\n", done.stderr)
-        for word in ("stale", "x-strange", "unpkg", "hl-R"):
+        for word in ("stale", "x-strange", "unpkg", "cdnjs", "hl-R"):
             self.assertNotIn(word, page)
 
 
