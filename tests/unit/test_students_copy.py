@@ -272,7 +272,3 @@ class FilledTest(unittest.TestCase):
                 self.assertEqual(status, 0, said)
                 self.assertTrue((self.folders[name] / "assignment_09.html").is_file())
                 self.assertRegex(self.grades[name], "^GRADE score ")
-
-
-if __name__ == "__main__":
-    unittest.main()
