@@ -374,7 +374,7 @@ slider.hidden = false; hint.remove(); picture.replaceChildren()"></div>
 style="width:20em" data-lm-suppress-shortcuts="true"
 oninput="this.parentNode.previousElementSibling.style.backgroundPositionY =
 `${{100 * this.value / this.max}}%`"></label>
-<p>A still picture: run this cell to get a slider, {label}.</p></div>"""
+<p>A still picture. Run the notebook to get a slider: {label}.</p></div>"""
 
 
 def slider_picture(name, frames, start, *, still, label, alt, width=None):
@@ -414,7 +414,7 @@ def explorer(decode, latent_dim):
     if takes_input():
         display(explorer_widget(decode, latent_dim))
     else:
-        print("In JupyterLab, this cell shows a slider that decodes any z.")
+        print("Run in JupyterLab, this cell shows a slider that decodes any z.")
 
 
 def takes_input():
@@ -460,7 +460,7 @@ def listing(part):
     """The source of one function, method or class as Markdown."""
     path = Path(inspect.getsourcefile(part))
     if path.stat().st_mtime > STARTED:
-        return f"`{path.name}` has changed since this kernel started, which runs what it was before"
+        return f"`{path.name}` has changed, but this kernel still runs the old version: restart it"
     lines, first = inspect.getsourcelines(part)
     source = "".join(lines)
     owner = part.__qualname__.rpartition(".")[0]
