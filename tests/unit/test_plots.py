@@ -82,7 +82,7 @@ def frames_of(page):
 
 class FigureTest(unittest.TestCase):
     def test_image_grid(self):
-        images = torch.rand(7, 1, 32, 32, generator=seeded(0))
+        images = 3 * torch.rand(7, 1, 32, 32, generator=seeded(0))  # over 1, as differences may be
         figure = plots.image_grid(images, columns=4, rows=["one", "two"], width=5)
         axes = figure.axes[0]
         grid = torch.tensor(np.array(axes.images[0].get_array()))  # with a border of 2 pixels
