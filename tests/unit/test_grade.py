@@ -372,6 +372,10 @@ class RulesTest(GraderTest):
         for name, images in zip(("0", "1", "zeroed"), expected, strict=True):
             found = evaluator.read_folder(Path("data", "sample", name))
             self.assertLess((found - images).abs().max(), 0.51 / 255, name)
+        odd = mock.Mock(sample=lambda n, seed: torch.rand(n, 1, 32, 32))  # no seed of its own
+        for folder in ("first", "second"):
+            contract.write_samples(stranger, odd, folder, 2, seed=7)
+        self.assertTrue(torch.equal(*map(evaluator.read_folder, ("first", "second"))))
         x = blocks().repeat(100, 1, 1, 1)
         x_hat, mu, logvar = vae(x)
         posterior, prior = Normal(mu, (logvar / 2).exp()), Normal(0, 1)
