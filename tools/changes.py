@@ -20,6 +20,13 @@ class WideEncoder(vae_lib.Encoder):
             self.net[-1].bias[latent_dim:] += 4
 
 
+class UncutEncoder(vae_lib.Encoder):
+    """Its posteriors may be wider than the prior."""
+
+    def forward(self, x):
+        return self.net((x - self.mean) / self.deviation).chunk(2, dim=1)
+
+
 class DecoderWithoutWaves(vae_lib.Decoder):
     """Its network sees z itself in place of each wave."""
 
@@ -55,6 +62,7 @@ def from_a_half(progress):
 
 
 WIDE = {"vae_lib.Encoder": WideEncoder}
+UNCUT = {"vae_lib.Encoder": UncutEncoder}
 CUT_OFF = {"vae_lib.Decoder": CutOffDecoder}
 INDEPENDENT = {"vae_lib.even_noise": independent_noise}
 
@@ -62,6 +70,7 @@ CONTROLS = {  # of each subject
     "dimmed digits": {
         "this project": {},
         "posteriors start as wide as the prior": WIDE,
+        "posteriors may be wider than the prior": UNCUT,
         "no gradient where a pixel was cut off": CUT_OFF,
         "information weighs 0.5 at first, 1 from 90 % on": {
             "vae_lib.information_weight": from_a_half
