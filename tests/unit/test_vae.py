@@ -273,6 +273,15 @@ class ModelTest(unittest.TestCase):
         beside = (x[1:] - x[:-1]).norm(dim=1).mean()
         self.assertGreater(beside / torch.pdist(x).mean(), 0.3)
 
+    def test_a_posterior_that_was_cut_off_learns_on(self):
+        vae = VAE(bars(), hidden=16)
+        bias = vae.encoder.net[-1].bias
+        bias.data[1] = 9
+        _, logvar = vae.encoder(bars())
+        self.assertEqual(logvar.abs().max(), 0)  # as wide as the prior
+        logvar.sum().backward()
+        self.assertEqual(bias.grad.tolist(), [0, 8])
+
     def test_a_pixel_that_was_cut_off_learns_on(self):
         vae = VAE(bars(), hidden=16)
         with torch.no_grad():
