@@ -131,6 +131,7 @@ def check(vae_lib, images):
 
 
 def check_functions(vae_lib):
+    """Check that the functions are there, with their arguments."""
     for name, arguments in FUNCTIONS.items():
         function = getattr(vae_lib, name, None)
         if not callable(function):
@@ -143,6 +144,7 @@ def check_functions(vae_lib):
 
 
 def check_arguments(function, name, arguments, **options):
+    """Check that a function can be called with these, names and {name: value}."""
     try:
         signature = inspect.signature(function)
         signature.bind(*arguments, **options)
@@ -292,6 +294,7 @@ def check_training(vae_lib, vae, images, two):
 
 
 def check_samples(vae_lib, vae):
+    """Check that samples are images."""
     with calling(vae_lib, "vae.sample(5, seed=0)"), torch.no_grad():
         samples = vae.eval().sample(5, seed=0)
     check_images(samples, 5, "the samples of vae.sample(5, seed=0)")
@@ -332,6 +335,7 @@ def check_files(vae_lib, vae, x):
 
 
 def check_file(path):
+    """Check that save wrote this file, and that it holds numbers only."""
     if not path.is_file():
         expected = f"expected {', '.join(WEIGHTS)} in the folder that it is given"
         raise ContractError(f"save(vae, folder) wrote no {path.name}: {expected}")
@@ -398,6 +402,8 @@ def sample_seeds(folder, sets):
 
 
 def load_weights(vae_lib, folder="."):
+    """The VAE of the three .pth files in a folder, in evaluation mode. ContractError names those
+    that are missing, or what `load` raised."""
     missing = [name for name in WEIGHTS if not Path(folder, name).is_file()]
     if missing:
         raise ContractError(f"{', '.join(missing)} missing")
@@ -406,7 +412,8 @@ def load_weights(vae_lib, folder="."):
 
 
 def write_samples(vae_lib, vae, folder, n, seed):
-    """n PNG files of samples."""
+    """Write n samples to a new folder, as PNG files of 32×32 pixels in 8 bits. ContractError if
+    they are no images in [0, 1]."""
     seed_all(seed)
     with calling(vae_lib, f"vae.sample({n}, seed={seed})"), torch.no_grad():
         samples = vae.sample(n, seed=seed)

@@ -67,6 +67,7 @@ def plain(text, length=400):
 
 
 def printable(text):
+    """The text with "?" for what could steer a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
@@ -111,6 +112,8 @@ def place_of(top, source):
 
 
 def copy_files(place, work):
+    """Copy the six files from a folder, or one in a .zip, to the folder `work`. ValueError names
+    those that are missing, links or too large."""
     missing = []
     for name in TAKEN:
         path = place / name
@@ -175,6 +178,7 @@ def read_result(path):
 
 
 def write_result(path, figures, losses):
+    """Write rows `key,number` as in result.csv: FIDs, score, F, limit, losses in nats an image."""
     rows = [f"{key},{figures[key]}" for key in ("FID", "score", "F", "limit")]
     rows.insert(1, f"FID_{figures['features']},{figures['FID']}")
     rows += [f"loss,{loss}" for loss in losses]
@@ -411,6 +415,7 @@ def run(source, work, time_limit=TIME_LIMIT, stop=None):
 
 
 def finish(graded, work):
+    """Score the samples in the folder `work`, if there are any; returns the completed `Graded`."""
     if graded.outcome.get("samples"):
         try:
             graded.figures = score(work)
