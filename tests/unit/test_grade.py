@@ -477,7 +477,6 @@ class CommandTest(GraderTest):
             self.zipped("Zoë (1).zip", "vae/", ["__MACOSX/vae/._vae_lib.py"]),
             without,
             self.submission("looked up", lookup),
-            self.submission("exits", "import os\nprint('```\\n::warning::x')\nos._exit(0)"),
             self.folder / "mistyped",
         ]
         temporary = self.folder / "temporary"
@@ -492,26 +491,27 @@ class CommandTest(GraderTest):
             rows = list(csv.DictReader(table))
         found = [(row["submission"], row["grade"]) for row in rows]
         self.assertEqual(found[0], ("Zoë (1)", "passed"), rows)
-        names = ["'=without decoder", "looked up", "exits", "mistyped"]
+        names = ["'=without decoder", "looked up", "mistyped"]
         self.assertEqual(found[1:], [(name, "failed") for name in names])
         for row, words in zip(
             rows[1:],
-            ("decoder.pth missing", "not come from decoder", "ended early", "no folder"),
+            ("decoder.pth missing", "not come from decoder", "no folder"),
             strict=True,
         ):
             self.assertIn(words, row["reason"])
         said = self.printed.getvalue().splitlines()
-        self.assertEqual(len(said), 5)
-        self.assertRegex(said[0], r"\[1/5\] Zoë \(1\): GRADE score .* of 40 samples are copies\)")
-        text = (self.folder / "exits.txt").read_text(encoding="utf-8")
-        self.assertIn("\n   | ```\n   | ::warning::x\n", text)
+        self.assertEqual(len(said), 4)
+        self.assertRegex(said[0], r"\[1/4\] Zoë \(1\): GRADE score .* of 40 samples are copies\)")
 
     def test_a_row_whatever_happens(self):
         table = self.folder / "grades.csv"
         forged = "open('outcome.json', 'w').write('{\"problems\": {\"contract\": \"=1+1\"}}')\n"
         with open(table, "w", encoding="utf-8") as file:
-            grade.grade_all([self.submission(text=f"{forged}import os\nos._exit(0)")], 99, file)
+            text = f"{forged}import os\nprint('```\\n::warning::x', flush=True)\nos._exit(0)"
+            grade.grade_all([self.submission(text=text)], 99, file)
         self.assertIn(",'=1+1", table.read_text())  # no formula
+        report = (self.folder / "submission.txt").read_text(encoding="utf-8")
+        self.assertIn("\n   | ```\n   | ::warning::x\n", report)
         odd = mock.patch.object(grading, "run", side_effect=RuntimeError("odd"))
         with odd, contextlib.redirect_stderr(io.StringIO()), open(table, "w") as file:
             self.assertFalse(grade.grade_all([self.made], 9, file))

@@ -78,12 +78,12 @@ class ExecutedTest(unittest.TestCase):
         cls.folder, cls.notebook = executed_notebook()
         cls.images = evaluator.read_folder(cls.folder / "data" / "train")
         cls.vae = vae_lib.load(cls.folder)
+        cls.real = evaluator.imagenet_features(cls.images)
 
     def test_result_is_that_of_the_exported_model(self):
         figures, losses = read_result(self.folder / "result.csv")
         samples = self.vae.sample(100, "latin", seed=0)
-        real = evaluator.imagenet_features(self.images)
-        fid = evaluator.frechet_distance(real, evaluator.imagenet_features(samples))
+        fid = evaluator.frechet_distance(self.real, evaluator.imagenet_features(samples))
         self.assertAlmostEqual(figures["FID"], fid, delta=1e-3 * fid)
         told = float(re.search(r"FID (\S+), score", printed(self.notebook))[1])
         self.assertAlmostEqual(told, fid, delta=0.01 + 1e-3 * fid)
@@ -113,16 +113,15 @@ class ExecutedTest(unittest.TestCase):
         self.assertLessEqual(difference.max(), 1)
 
     def test_card_judges_what_it_names(self):
-        real = evaluator.imagenet_features(self.images)
         sets = {"reconstructions": self.vae.reconstruct(self.images)}
         if (self.folder / "data" / "holdout").is_dir():
             sets["holdout"] = evaluator.read_folder(self.folder / "data" / "holdout")
         for name, images in sets.items():
-            fid = evaluator.frechet_distance(real, evaluator.imagenet_features(images))
+            fid = evaluator.frechet_distance(self.real, evaluator.imagenet_features(images))
             self.assertRegex(tables(self.notebook), rf"\| {name}.* \| {fid:.1f} \|")
         row = re.search(r"\| samples \| (\S+) ± ", tables(self.notebook))
         draws = [self.vae.sample(100, seed=seed) for seed in (1000, 1001)]
-        fids = [evaluator.frechet_distance(real, evaluator.extract(x)) for x in draws]
+        fids = [evaluator.frechet_distance(self.real, evaluator.extract(x)) for x in draws]
         self.assertAlmostEqual(float(row[1]), np.mean(fids), delta=0.5)
 
 
