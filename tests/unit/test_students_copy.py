@@ -75,7 +75,7 @@ def fill(folder, model):
 
 def run(folder, *command):
     """A command's exit status and all that it says."""
-    few = {"VAE_EPOCHS": "100", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    few = {"VAE_EPOCHS": "70", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     process = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
