@@ -86,13 +86,6 @@ def sleepers():
     return [x for x in found if str(SLEEP) in (x["cmdline"] or []) and x["status"] != "zombie"]
 
 
-class NumbersTest(unittest.TestCase):
-    def test_numbers_are_those_of_the_readme(self):
-        self.assertEqual((grading.SETS, grading.SAMPLES, grading.EPOCHS), (10, 100, 50))
-        self.assertEqual((grading.TIME_LIMIT, grading.BYTES), (600, 500_000_000))
-        self.assertEqual(grading.TRAIN, grading.ROOT / "data" / "train")
-
-
 class ContractTest(unittest.TestCase):
     def setUp(self):
         self.enterContext(torch.random.fork_rng(devices=[]))
