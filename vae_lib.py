@@ -20,14 +20,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from scipy.stats import qmc
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 SIZE = 32  # height and width of an image, in pixels
 WAVES = 96  # pairs of sine and cosine that the decoder computes from z
 SCALE = 0.3  # of what the decoder's last layer sees
-DRAWS = 4  # of z for each image in a step of the training
+DRAWS = 4  # of z for each image in a step of the training, spread evenly
 WEIGHTS = ("encoder.pth", "latent.pth", "decoder.pth")
 
 # Nats per image: loss (−ELBO) = reconstruction + kl, and kl = information + marginal_kl.
@@ -61,6 +60,9 @@ class Encoder(nn.Module):
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
         mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, L) each
+        # Cut off at 1: where posteriors grow much wider than the prior, their large gradients take
+        # the others along. Gradients pass as if nothing were cut off, so that KL narrows them.
+        logvar = logvar - (logvar.detach() - 1).clamp(min=0)
         return mu, logvar
 
 
@@ -76,28 +78,30 @@ class Latent(nn.Module):
         self.register_buffer("prior_mu", torch.zeros(latent_dim))
         self.register_buffer("prior_logvar", torch.zeros(latent_dim))
 
-    def forward(self, mu, logvar, generator=None):
+    def forward(self, mu, logvar, generator=None, draws=1):
         """The reparameterisation z = mu + exp(½ logvar) · ε with ε ~ N(0, I): all are (N, L).
-        Kingma & Welling 2014, eq. 10."""
-        epsilon = torch.randn(mu.shape, generator=generator, dtype=mu.dtype)  # (N, L)
-        return mu + torch.exp(0.5 * logvar) * epsilon
+        Kingma & Welling 2014, eq. 10.
+
+        Of several draws for each posterior, spread evenly over it, z (draws · N, L) holds the first
+        for each, then the second, and so on.
+        """
+        epsilon = even_noise(draws, mu.shape, generator).to(mu)  # (draws, N, L)
+        z = mu + torch.exp(0.5 * logvar) * epsilon  # (draws, N, L)
+        return z.flatten(0, 1)
 
     def sample(self, n, method="latin", seed=0):
         """Draw n points (n, L), each of them from the prior.
 
         With `iid` they are independent of each other. With `latin` they are spread evenly: in each
         dimension, one lies in each of n equally likely intervals (Latin hypercube sampling, McKay,
-        Beckman & Conover 1979). ValueError for another method, or a seed below 0.
+        Beckman & Conover 1979). ValueError for another method.
         """
+        generator = torch.Generator().manual_seed(int(seed))  # NumPy's integers, too
         dim = len(self.prior_mu)
-        seed = int(seed)  # NumPy's integers, too
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, expected 0 or more")
         if method == "iid":
-            epsilon = torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))  # (n, L)
+            epsilon = torch.randn(n, dim, generator=generator)  # (n, L)
         elif method == "latin":
-            u = torch.from_numpy(qmc.LatinHypercube(dim, rng=seed).random(n))  # (n, L) in [0, 1]
-            epsilon = torch.special.ndtri(u)  # (n, L), standard normal quantiles
+            epsilon = even_noise(n, (dim,), generator)  # (n, L)
         else:
             raise ValueError(f"unknown method {method!r}: choose 'latin' or 'iid'")
         return self.prior_mu + torch.exp(0.5 * self.prior_logvar) * epsilon.to(self.prior_mu)
@@ -110,6 +114,14 @@ class Latent(nn.Module):
         z = self.prior_mu.repeat(n, 1)  # (n, L)
         z[:, 0] += torch.exp(0.5 * self.prior_logvar[0]) * epsilon
         return z
+
+
+def even_noise(n, shape, generator=None):
+    """n draws from N(0, 1) for each place in `shape`, spread evenly: (n, *shape). One lies in each
+    of n equally likely intervals, at a random point of it, in random order."""
+    interval = torch.rand(n, *shape, generator=generator).argsort(0)  # (n, *shape): 0 to n − 1
+    within = torch.rand(n, *shape, generator=generator, dtype=torch.float64)  # (n, *shape)
+    return torch.special.ndtri((interval + within) / n)  # (n, *shape), normal quantiles
 
 
 class Decoder(nn.Module):
@@ -240,7 +252,7 @@ def kl_parts(z, mu, logvar):
     log_q_x = log_densities(z, mu, logvar)  # (k·N, N)
     own = log_q_x.unflatten(0, (-1, n)).diagonal(dim1=1, dim2=2)  # (k, N), of each z's own image
     log_q = log_q_x.logsumexp(1) - math.log(n)  # (k·N,)
-    log_p = torch.distributions.Normal(0, 1).log_prob(z).sum(1)  # (k·N,)
+    log_p = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)  # (k·N,)
     return own.mean() - log_q.mean(), log_q.mean() - log_p.mean()
 
 
@@ -328,7 +340,7 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
         order = torch.randperm(n, generator=generator)
         for x in images[order].split(batch_size):
             mu, logvar = vae.encoder(x)  # (B, L) each
-            z = vae.latent(mu.repeat(DRAWS, 1), logvar.repeat(DRAWS, 1), generator)  # (4·B, L)
+            z = vae.latent(mu, logvar, generator, DRAWS)  # (4·B, L)
             x_hat = vae.decoder(z).unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
             reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()

@@ -20,6 +20,13 @@ class WideEncoder(vae_lib.Encoder):
             self.net[-1].bias[latent_dim:] += 4
 
 
+class UncutEncoder(vae_lib.Encoder):
+    """Its posteriors may be as wide as they like."""
+
+    def forward(self, x):
+        return self.net((x - self.mean) / self.deviation).chunk(2, dim=1)
+
+
 class DecoderWithoutWaves(vae_lib.Decoder):
     """Its network sees z itself in place of each wave."""
 
@@ -38,6 +45,10 @@ class CutOffDecoder(vae_lib.Decoder):
         return torch.where((x > 0) & (x < 1), x, x.detach())
 
 
+def independent_noise(n, shape, generator=None):
+    return torch.randn(n, *shape, generator=generator)
+
+
 def mean_over_pixels(x, x_hat):
     return 0.5 * (x - x_hat).square().mean((-3, -2, -1))
 
@@ -51,12 +62,15 @@ def from_a_half(progress):
 
 
 WIDE = {"vae_lib.Encoder": WideEncoder}
+UNCUT = {"vae_lib.Encoder": UncutEncoder}
 CUT_OFF = {"vae_lib.Decoder": CutOffDecoder}
+INDEPENDENT = {"vae_lib.even_noise": independent_noise}
 
 CONTROLS = {  # of each subject
     "dimmed digits": {
         "this project": {},
         "posteriors start as wide as the prior": WIDE,
+        "posteriors of any width": UNCUT,
         "no gradient where a pixel was cut off": CUT_OFF,
         "information weighs 0.5 at first, 1 from 90 % on": {
             "vae_lib.information_weight": from_a_half
@@ -64,6 +78,8 @@ CONTROLS = {  # of each subject
     },
     "faces": {"this project": {}, "posteriors start as wide as the prior": WIDE},
     "text": {"this project": {}, "no gradient where a pixel was cut off": CUT_OFF},
+    "photographs": {"this project": {}, "four draws independent of each other": INDEPENDENT},
+    "mixed crops": {"this project": {}, "four draws independent of each other": INDEPENDENT},
 }
 EXERCISES = {  # of the notebook, which says what to change
     "1. two latent dimensions": {"vae_lib.VAE": partial(vae_lib.VAE, latent_dim=2)},

@@ -24,6 +24,7 @@ TRAINING = {
     r", and kl = information \+ marginal_kl": "",
     r" information marginal_kl\"": '"',
     r"# The training: .*(\n# .*)*": "# The training",
+    r", draws=1\)": ")",
 }
 # The files of the copy, beside the three that are changed for it.
 FILES = (

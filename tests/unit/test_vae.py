@@ -104,6 +104,18 @@ class MathsTest(unittest.TestCase):
         epsilon = ((z - mu) / (logvar / 2).exp()).detach()
         self.assertGreater(kstest(epsilon, "norm").pvalue.min(), 1e-3)
 
+    def test_several_draws_are_spread_evenly(self):
+        """Of four draws, one lies in each quarter of the posterior, in every dimension; by
+        themselves and together they follow it."""
+        mu, logvar = torch.randn(2, 5000, 2, generator=seeded(0))
+        z = Latent(2)(mu, logvar, seeded(1), draws=4).unflatten(0, (4, 5000))  # (4, N, L)
+        epsilon = ((z - mu) / (logvar / 2).exp()).double()
+        quarters = (4 * torch.special.ndtr(epsilon)).long().sort(0).values
+        self.assertTrue((quarters == torch.arange(4).view(4, 1, 1)).all())
+        for some in (*epsilon, epsilon.flatten(0, 1)):  # (N, L)
+            self.assertGreater(kstest(some, "norm").pvalue.min(), 1e-3)
+            self.assertLess(some.T.corrcoef()[0, 1].abs(), 0.05)
+
     def test_best_decoder_is_the_weighted_average(self):
         """By brute force: one z, one image, one dimension at a time. Far from all images, where
         densities underflow, the widest posterior says which image it is."""
@@ -138,7 +150,7 @@ class MathsTest(unittest.TestCase):
         log_q_x = Normal(mu, (logvar / 2).exp()).log_prob(grid)  # (3, 4001)
         log_q = log_q_x.exp().mean(0).log()  # (4001,)
         expected = torch.trapezoid(log_q_x.exp() * (log_q_x - log_q), grid).mean()
-        z = Latent(1)(mu.repeat(100_000, 1), logvar.repeat(100_000, 1), seeded(0))
+        z = Latent(1)(mu, logvar, seeded(0), draws=100_000)
         information, marginal_kl = kl_parts(z, mu, logvar)
         self.assertAlmostEqual(information.item(), expected.item(), delta=0.01)
         expected = torch.trapezoid(log_q.exp() * (log_q - Normal(0, 1).log_prob(grid)), grid)
@@ -146,7 +158,7 @@ class MathsTest(unittest.TestCase):
 
         mu = torch.tensor([[-60.0, 5.0], [0.0, 0.0], [60.0, 5.0]])
         logvar = torch.tensor([[0.0, 1.0], [1.0, -1.0], [0.5, 0.0]])
-        z = Latent(2)(mu.repeat(20_000, 1), logvar.repeat(20_000, 1), seeded(0))
+        z = Latent(2)(mu, logvar, seeded(0), draws=20_000)
         information, marginal_kl = kl_parts(z, mu, logvar)
         kl = kl_divergence(mu, logvar).sum(1).mean()
         assert_close(information, torch.tensor(math.log(3)), rtol=0.02, atol=0)  # they are apart
@@ -259,6 +271,15 @@ class ModelTest(unittest.TestCase):
         beside = (x[1:] - x[:-1]).norm(dim=1).mean()
         self.assertGreater(beside / torch.pdist(x).mean(), 0.3)
 
+    def test_a_posterior_that_was_cut_off_learns_on(self):
+        vae = VAE(bars(), hidden=16)
+        bias = vae.encoder.net[-1].bias
+        bias.data[1] = 9
+        _, logvar = vae.encoder(bars())
+        self.assertEqual(logvar.unique().tolist(), [1])
+        logvar.sum().backward()
+        self.assertEqual(bias.grad.tolist(), [0, 8])
+
     def test_a_pixel_that_was_cut_off_learns_on(self):
         vae = VAE(bars(), hidden=16)
         with torch.no_grad():
@@ -306,8 +327,8 @@ class ModelTest(unittest.TestCase):
             self.assertRaisesRegex(ValueError, "epochs .* batch_size .* 1 or more", next, epochs)
         for sizes in ((0, 16), (1, 0)):
             self.assertRaisesRegex(ValueError, "latent_dim .* hidden", VAE, bars(), *sizes)
-        for method in ("latin", "iid"):
-            self.assertRaisesRegex(ValueError, "seed is -1", vae.sample, 5, method, -1)
+        for method in ("latin", "iid"):  # each whole number is a seed
+            self.assertEqual(len(vae.sample(5, method, -1)), 5)
 
     def test_the_model_follows_its_images(self):
         """In double precision, or where torch's default is that."""
