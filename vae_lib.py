@@ -60,9 +60,9 @@ class Encoder(nn.Module):
     def forward(self, x):
         standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
         mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, L) each
-        # Cut off at 1: where posteriors grow much wider than the prior, their large gradients take
-        # the others along. Gradients pass as if nothing were cut off, so that KL narrows them.
-        logvar = logvar - (logvar.detach() - 1).clamp(min=0)
+        # Above 0, a quarter of it: posteriors that are far wider than the prior have such large
+        # gradients that they take the others along.
+        logvar = torch.minimum(logvar, logvar / 4)
         return mu, logvar
 
 
