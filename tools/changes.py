@@ -20,7 +20,7 @@ class WideEncoder(vae_lib.Encoder):
             self.net[-1].bias[latent_dim:] += 4
 
 
-class UncutEncoder(vae_lib.Encoder):
+class UnboundedEncoder(vae_lib.Encoder):
     """Its posteriors may be as wide as they like."""
 
     def forward(self, x):
@@ -62,7 +62,7 @@ def from_a_half(progress):
 
 
 WIDE = {"vae_lib.Encoder": WideEncoder}
-UNCUT = {"vae_lib.Encoder": UncutEncoder}
+UNBOUNDED = {"vae_lib.Encoder": UnboundedEncoder}
 CUT_OFF = {"vae_lib.Decoder": CutOffDecoder}
 INDEPENDENT = {"vae_lib.even_noise": independent_noise}
 
@@ -70,7 +70,7 @@ CONTROLS = {  # of each subject
     "dimmed digits": {
         "this project": {},
         "posteriors start as wide as the prior": WIDE,
-        "posteriors of any width": UNCUT,
+        "posteriors of any width": UNBOUNDED,
         "no gradient where a pixel was cut off": CUT_OFF,
         "information weighs 0.5 at first, 1 from 90 % on": {
             "vae_lib.information_weight": from_a_half
