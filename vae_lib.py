@@ -251,7 +251,9 @@ def kl_parts(z, mu, logvar):
     n = len(mu)
     log_q_x = log_densities(z, mu, logvar)  # (k·N, N)
     own = log_q_x.unflatten(0, (-1, n)).diagonal(dim1=1, dim2=2)  # (k, N), of each z's own image
-    log_q = log_q_x.logsumexp(1) - math.log(n)  # (k·N,)
+    # Far posteriors add nothing to the sum, and exponentials that small take ten times as long.
+    near = torch.maximum(log_q_x, own.reshape(-1, 1) - 80)  # (k·N, N)
+    log_q = near.logsumexp(1) - math.log(n)  # (k·N,)
     log_p = -0.5 * (z.square() + math.log(2 * math.pi)).sum(1)  # (k·N,)
     return own.mean() - log_q.mean(), log_q.mean() - log_p.mean()
 
