@@ -262,13 +262,13 @@ class Film:
 
     def show_posteriors(self):
         """Display every image's posterior, their average and the prior at up to three moments:
-        the first, the one nearest to a tenth of the epochs, and the last. The losses have to tell
-        the two parts of KL."""
+        the first, the one nearest to a twentieth of the epochs, and the last. The losses have to
+        tell the two parts of KL."""
         if not self.moments:
             print("There are no posteriors to show: no epoch was finished.")
             return
         first, last = self.moments[0], self.moments[-1]
-        between = min(self.moments, key=lambda moment: abs(moment.epoch - last.epoch / 10))
+        between = min(self.moments, key=lambda moment: abs(moment.epoch - last.epoch / 20))
         chosen = {moment.epoch: moment for moment in (first, between, last)}  # each once
         alt = (
             "Curves over z: the posteriors of all images as small bells, their sum, and the prior, "

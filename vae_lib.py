@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 SIZE = 32  # height and width of an image, in pixels
+COMPONENTS = 128  # of an image, that the encoder sees
 WAVES = 96  # pairs of sine and cosine that the decoder computes from z
 SCALE = 0.3  # of what the decoder's last layer sees
 DRAWS = 4  # of z for each image in a step of the training, spread evenly
@@ -40,17 +41,24 @@ class Encoder(nn.Module):
     """The posterior's parameters: x (N, 1, 32, 32) -> mu, logvar, each (N, L). The constructor gets
     the images to learn, L, and the width of the hidden layers.
 
-    It sees x less the mean of each pixel, divided by one standard deviation for all pixels; both
-    are those of the images.
+    It sees an image by its principal components: how far it is from the mean image along each of
+    the directions in which the images differ most, at most `COMPONENTS`. Adam's steps are about
+    equally long along each of them, so small differences between images are soon learnt, too; among
+    pixels, which rise and fall together, they would drown.
     """
 
     def __init__(self, images, latent_dim, hidden):
         super().__init__()
-        self.register_buffer("mean", images.mean(0))  # (1, 32, 32)
-        self.register_buffer("deviation", images.std(0).mean())  # ()
+        mean = images.mean(0)  # (1, 32, 32)
+        difference = (images - mean).flatten(1)  # (N, 1024)
+        directions = torch.linalg.svd(difference, full_matrices=False).Vh[:COMPONENTS]  # (K, 1024)
+        spread = difference.norm() / math.sqrt(len(images))  # (), around the mean
+        components = difference.new_zeros(COMPONENTS, SIZE * SIZE)  # few images have fewer
+        components[: len(directions)] = directions * 16 / spread  # any contrast: y is about 16 long
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)  # (COMPONENTS, 1024)
         self.net = nn.Sequential(
-            nn.Flatten(),  # (N, 1024)
-            nn.Linear(SIZE * SIZE, hidden),
+            nn.Linear(COMPONENTS, hidden),
             nn.SiLU(),
             nn.Linear(hidden, 2 * latent_dim),
         )
@@ -58,11 +66,8 @@ class Encoder(nn.Module):
             self.net[-1].bias[latent_dim:] -= 4  # of logvar
 
     def forward(self, x):
-        standardised = (x - self.mean) / self.deviation  # (N, 1, 32, 32)
-        mu, logvar = self.net(standardised).chunk(2, dim=1)  # (N, L) each
-        # Above 0, a quarter of it: posteriors that are far wider than the prior have such large
-        # gradients that they take the others along.
-        logvar = torch.minimum(logvar, logvar / 4)
+        y = (x - self.mean).flatten(1) @ self.components.T  # (N, COMPONENTS)
+        mu, logvar = self.net(y).chunk(2, dim=1)  # (N, L) each
         return mu, logvar
 
 
@@ -288,9 +293,9 @@ def log_likelihood(vae, images, samples=10_000, seed=0):
 
 
 def information_weight(progress):
-    """The weight of information in the loss: 0 for the first 70 % of the training, then rising to
-    1, which it reaches at 90 %, along a straight line."""
-    return min(1, max(0, (progress - 0.7) / 0.2))
+    """The weight of information in the loss: 0 for the first third of the training, then rising to
+    1, which it reaches at two thirds, along a straight line."""
+    return min(1, max(0, 3 * progress - 1))
 
 
 def marginal_weight(progress):
@@ -306,10 +311,10 @@ def decoder_rate(progress):
 
 
 def encoder_rate(progress):
-    """The encoder's learning rate as a fraction of the decoder's initial one. It starts at 0.4 and
-    falls to 5 % of that over the first 70 % of the training, so that images settle; then it falls
+    """The encoder's learning rate as a fraction of the decoder's initial one. It starts at 0.8 and
+    falls to 3.5 % of that over the first 70 % of the training, so that images settle; then it falls
     to 0 together with the decoder's."""
-    return 0.4 * 0.05 ** min(1, progress / 0.7) * decoder_rate(progress)
+    return 0.8 * 0.035 ** min(1, progress / 0.7) * decoder_rate(progress)
 
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):

@@ -290,7 +290,7 @@ class FilmTest(unittest.TestCase):
         axes = show.call_args.args[0].axes
         epochs = [int(re.search("epoch (\\d+)", panel.get_title("left"))[1]) for panel in axes]
         self.assertEqual([epochs[0], epochs[2]], [1, 1000])
-        self.assertTrue(80 < epochs[1] < 125, epochs)
+        self.assertTrue(35 < epochs[1] < 65, epochs)
         bells, total = axes[0].collections
         for path, mu in zip(bells.get_paths(), (-1, 0, 1), strict=True):
             z, share = path.vertices[:-1].T
