@@ -74,6 +74,11 @@ CUT_OFF = {"vae_lib.Decoder": CutOffDecoder}
 INDEPENDENT = {"vae_lib.even_noise": independent_noise}
 
 CONTROLS = {  # of each subject
+    "digits": {
+        "this project": {},
+        "the encoder sees pixels": PIXELS,
+        "posteriors start as wide as the prior": WIDE,
+    },
     "dimmed digits": {
         "this project": {},
         "the encoder sees pixels": PIXELS,
