@@ -43,8 +43,8 @@ class Encoder(nn.Module):
 
     It sees an image by its principal components: how far it is from the mean image along each of
     the directions in which the images differ most, at most `COMPONENTS`. Adam's steps are about
-    equally long along each of them, so small differences between images are soon learnt, too; among
-    pixels, which rise and fall together, they would drown.
+    equally long along each of them, so small differences between images are soon learnt, too. An
+    encoder that sees pixels, most of which change together, hardly notices them.
     """
 
     def __init__(self, images, latent_dim, hidden):
@@ -209,8 +209,10 @@ class VAE(nn.Module):
 
 
 def check_images(images):
-    """ValueError unless images are (N, 1, 32, 32), float32 or float64, with pixels in [0, 1], not
-    all of them equal."""
+    """ValueError unless images are a tensor (N, 1, 32, 32), float32 or float64, with pixels in
+    [0, 1], not all of them equal."""
+    if not isinstance(images, torch.Tensor):
+        raise ValueError(f"images are of type {type(images).__name__}, expected a torch.Tensor")
     if len(images) < 2 or images.shape[1:] != (1, SIZE, SIZE):
         raise ValueError(f"images are {tuple(images.shape)}, expected (2 or more, 1, 32, 32)")
     if images.dtype not in (torch.float32, torch.float64):
@@ -318,9 +320,9 @@ def encoder_rate(progress):
 
 
 def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
-    """Train on images (N, 1, 32, 32) in [0, 1], `batch_size` of them a step (by default all), and
-    yield the mean `Losses` of each epoch, in nats per image. An epoch runs only when a loop asks
-    for it; all chance comes from `seed`. ValueError if images or settings cannot be used,
+    """Train on images (N, 1, 32, 32) in [0, 1], at most `batch_size` of them a step (by default
+    all), and yield the mean `Losses` of each epoch, in nats per image. An epoch runs only when a
+    loop asks for it; all chance comes from `seed`. ValueError if images or settings cannot be used,
     FloatingPointError if training diverges.
 
     Information and marginal KL, the two parts of KL, have weights a and b that end at 1 (InfoVAE,
@@ -331,8 +333,9 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
     check_images(images)
     n = len(images)
     batch_size = n if batch_size is None else batch_size
-    if epochs < 1 or batch_size < 1:
-        raise ValueError(f"epochs {epochs}, batch_size {batch_size}: each must be 1 or more")
+    if epochs < 1 or batch_size < 2:
+        what = f"epochs {epochs}, batch_size {batch_size}"
+        raise ValueError(f"{what}: expected 1 or more epochs, and 2 or more images in a batch")
     generator = torch.Generator().manual_seed(int(seed))
     # Adam divides each step by the root of an average of squared gradients. These shrink as
     # posteriors narrow: with 0.95 in place of 0.999, the average forgets large ones sooner.
@@ -345,14 +348,14 @@ def train(vae, images, epochs, *, batch_size=None, learning_rate=5e-3, seed=0):
         b = marginal_weight(epoch / epochs)
         means = torch.zeros(3)  # reconstruction, KL and information, over the epoch
         order = torch.randperm(n, generator=generator)
-        for x in images[order].split(batch_size):
+        for x in images[order].tensor_split(math.ceil(n / batch_size)):  # (B, 1, 32, 32) each
             mu, logvar = vae.encoder(x)  # (B, L) each
             z = vae.latent(mu, logvar, generator, DRAWS)  # (4·B, L)
             x_hat = vae.decoder(z).unflatten(0, (DRAWS, len(x)))  # (4, B, 1, 32, 32)
             reconstruction = reconstruction_loss(x, x_hat).mean()
             kl = kl_divergence(mu, logvar).sum(1).mean()
             information, marginal_kl = kl_parts(z, mu, logvar)
-            # Here information is what is left of the exact KL, which trains better than its draws.
+            # The exact KL less the marginal KL trains better than information from draws.
             loss = reconstruction + a * (kl - marginal_kl) + b * marginal_kl
             optimiser.zero_grad()
             loss.backward()

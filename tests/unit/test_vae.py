@@ -329,6 +329,7 @@ class ModelTest(unittest.TestCase):
         values = [255 * bars(), bars() - 0.01, bars() / bars()]
         equal = [bars()[:1].repeat(3, 1, 1, 1)]
         for wrong, message in (
+            ([bars().numpy()], "images are of type ndarray, expected a torch.Tensor"),
             (shapes, r"images are .* expected \(2 or more, 1, 32, 32\)"),
             (types, r"images are torch\.\w+, expected torch.float32"),
             (values, r"NaN or pixels outside \[0, 1\]"),
@@ -338,9 +339,9 @@ class ModelTest(unittest.TestCase):
                 with self.subTest(message, shape=tuple(images.shape)):
                     self.assertRaisesRegex(ValueError, message, next, train(vae, images, 1))
                     self.assertRaisesRegex(ValueError, message, VAE, images)
-        for options in ({"epochs": 0}, {"epochs": 3, "batch_size": 0}):
+        for options in ({"epochs": 0}, {"epochs": 3, "batch_size": 1}):
             epochs = train(vae, bars(), **options)
-            self.assertRaisesRegex(ValueError, "epochs .* batch_size .* 1 or more", next, epochs)
+            self.assertRaisesRegex(ValueError, "epochs .* batch_size .* 2 or more", next, epochs)
         for sizes in ((0, 16), (1, 0)):
             self.assertRaisesRegex(ValueError, "latent_dim .* hidden", VAE, bars(), *sizes)
         for method in ("latin", "iid"):  # each whole number is a seed
@@ -414,9 +415,10 @@ class TrainTest(unittest.TestCase):
                 assert_close(found, list(expected), rtol=0.02, atol=0.02)
 
     def test_batches(self):
-        """Each epoch sees every image, in batches of the size asked for, in another order."""
+        """Each epoch sees every image, in batches about as large as asked for, none of which holds
+        an image alone, in another order."""
         images = noise(8)
-        for batch_size, sizes in ((3, {3, 2}), (8, {8}), (None, {8})):
+        for batch_size, sizes in ((3, {3, 2}), (7, {4}), (8, {8}), (None, {8})):
             vae = VAE(images, hidden=16)
             batches = []
             vae.encoder.register_forward_hook(lambda *call, seen=batches: seen.append(call[1][0]))
