@@ -56,6 +56,7 @@ def image_grid(images, columns=10, rows=(), width=6.0):
     axes.set_yticks([pitch * (row + 0.5) for row in range(len(rows))], rows)
     axes.tick_params(length=0, labelbottom=False)
     axes.spines[:].set_visible(False)
+    figure.get_layout_engine().set(h_pad=0)  # so that grids of all heights start at one place
     return figure
 
 
@@ -284,10 +285,10 @@ def film_frame(moment, order):
     columns = math.ceil(math.sqrt(len(moment.decoded)))
     grid = make_grid(moment.decoded, columns, pad_value=1)[0]
     height, width = 2 * grid.shape[0], 2 * grid.shape[1]  # whole pixels, which make small files
-    size = np.array([width + 340, height + 80])  # of the frame, in pixels
+    size = np.array([width + 346, height + 80])  # of the frame, in pixels
     figure = Figure(figsize=size / 100, dpi=100)
     left = figure.add_axes([10 / size[0], 48 / size[1], width / size[0], height / size[1]])
-    right = figure.add_axes([1 - 310 / size[0], 48 / size[1], 300 / size[0], height / size[1]])
+    right = figure.add_axes([1 - 316 / size[0], 48 / size[1], 300 / size[0], height / size[1]])
     left.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     left.set(title=f"epoch {moment.epoch}: −ELBO {moment.losses.loss:.1f}", xticks=[], yticks=[])
     left.spines[:].set_visible(False)
@@ -408,11 +409,11 @@ def small_png(pixels):
     return buffer.getvalue()
 
 
-def explorer(decode, latent_dim):
-    """Display a slider for each latent dimension and the image that `decode` makes of z (1, L);
-    where nobody could move a slider, print a sentence instead."""
+def explorer(decode, start):
+    """Display a slider for each latent dimension, at `start` (L,) at first, and the image that
+    `decode` makes of z (1, L); where nobody could move a slider, print a sentence instead."""
     if takes_input():
-        display(explorer_widget(decode, latent_dim))
+        display(explorer_widget(decode, start))
     else:
         print("Run in JupyterLab, this cell shows a slider that decodes any z.")
 
@@ -427,17 +428,17 @@ def takes_input():
     return request.get("allow_stdin", False)
 
 
-def explorer_widget(decode, latent_dim):
+def explorer_widget(decode, start):
     """A slider for each latent dimension beside the decoded image, (1, 1, H, W) = decode(z)."""
     canvas = widgets.Image(format="png", width=256)
     sliders = [
-        widgets.FloatSlider(description=f"z {dimension + 1}", min=-3, max=3, step=0.01)
-        for dimension in range(latent_dim)
+        widgets.FloatSlider(value, description=f"z {number}", min=-3, max=3, step=0.01)
+        for number, value in enumerate(start.tolist(), 1)
     ]
 
     @torch.no_grad()
     def update(change=None):
-        z = torch.tensor([[slider.value for slider in sliders]])  # (1, L)
+        z = start.new_tensor([[slider.value for slider in sliders]])  # (1, L)
         pixels = (255 * decode(z)[0, 0]).round().byte().numpy()
         picture = PIL.Image.fromarray(pixels).resize((256, 256), PIL.Image.Resampling.NEAREST)
         buffer = io.BytesIO()

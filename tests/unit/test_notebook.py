@@ -1,17 +1,23 @@
 """Tests of assignment_09.ipynb: as committed, and executed with few epochs in a temporary copy."""
 
 import atexit
+import contextlib
+import io
+import os
 import re
 import shutil
 import tempfile
 import unittest
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
+import torch
 from PIL import Image
 
+import plots
 import vae_lib
 from tests import contract
 from tests import fid as evaluator
@@ -68,6 +74,48 @@ class CommittedTest(unittest.TestCase):
             self.assertNotEqual(out.get("name"), "stderr")
             if "image/png" in out.get("data", {}):
                 self.assertGreater(len(out.metadata["image/png"]["alt"]), 20)
+
+
+class CellTest(unittest.TestCase):
+    """Cells of the notebook, run out of order as people do."""
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.folder = Path(temporary.name)
+        self.images = evaluator.read_folder(ROOT / "data" / "train")[:3]
+
+    def run_cell(self, words, **names):
+        """Run the code cell that has these words in it."""
+        notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+        (source,) = [source for source in code if words in source]
+        modules = {"vae_lib": vae_lib, "contract": contract, "evaluator": evaluator, "os": os}
+        modules |= {"plots": plots, "torch": torch}
+        settings = {"images": self.images, "output_folder": str(self.folder), "seed": 0}
+        with contextlib.redirect_stdout(io.StringIO()) as text:
+            exec(source, modules | settings | names)
+        return text.getvalue()
+
+    def test_no_epoch_saves_nothing(self):
+        names = {"vae": vae_lib.VAE(self.images), "history": [], "mean_image": 25.0}
+        with self.assertRaisesRegex(RuntimeError, "no epoch was finished"):
+            self.run_cell("vae.eval()  # the training is over", **names)
+        self.assertEqual(list(self.folder.iterdir()), [])
+
+    def test_all_exports_are_of_one_model(self):
+        vae_lib.save(vae_lib.VAE(self.images, seed=1), self.folder)  # of an earlier training
+        vae = vae_lib.VAE(self.images, seed=2).requires_grad_(False)
+        history = [SimpleNamespace(loss=5.0)]
+        names = {"vae": vae, "history": history, "samples": vae.sample(100), "fid": 14.0}
+        text = self.run_cell("write_result", features="imagenet", **names)
+        self.assertIn("draws the same samples", text)
+        self.assertEqual({path.name for path in self.folder.iterdir()}, set(contract.EXPORTS))
+
+    def test_wrong_settings_show_before_the_training(self):
+        for wrong in ({"features": "Inception"}, {"features": "imagenet", "seed": None}):
+            with self.subTest(**wrong), self.assertRaises((ValueError, TypeError)):
+                self.run_cell("contract.check", **wrong)
 
 
 class ExecutedTest(unittest.TestCase):

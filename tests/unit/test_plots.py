@@ -328,10 +328,11 @@ class FlipBookTest(unittest.TestCase):
 class ExplorerTest(unittest.TestCase):
     def test_each_slider_changes_the_picture(self):
         def decode(z):
+            self.assertEqual(z.dtype, torch.float64)  # as the model computes
             grey = 0.5 + 0.1 * z[:, 0] + 0.01 * z.sum(1)
             return grey.view(1, 1, 1, 1).expand(1, 1, 32, 32)
 
-        canvas, column = plots.explorer_widget(decode, latent_dim=2).children
+        canvas, column = plots.explorer_widget(decode, torch.zeros(2).double()).children
         for slider, grey in zip(column.children, (155, 160), strict=True):
             slider.value = 1.0 if slider is column.children[0] else 2.0
             with Image.open(io.BytesIO(canvas.value)) as picture:
@@ -348,7 +349,7 @@ class ExplorerTest(unittest.TestCase):
                 mock.patch.object(plots, "display") as display,
                 mock.patch("builtins.print") as printed,
             ):
-                plots.explorer(lambda z: z.view(1, 1, 1, 1).clamp(0, 1), 1)
+                plots.explorer(lambda z: z.view(1, 1, 1, 1).clamp(0, 1), torch.zeros(1))
             self.assertEqual(display.called, bool(offered))
             self.assertEqual(printed.called, not offered)
 
