@@ -192,7 +192,7 @@ def live(training, epochs, film, mean_image=None):
             history.append(losses)
             yield losses  # before anything is drawn, so that no stop can lose it
             film.record(losses)
-            if time.monotonic() - drawn > 5:  # a drawing takes half a second, time to train
+            if time.monotonic() - drawn > 5:  # a drawing takes the time of twenty steps
                 draw()
                 drawn = time.monotonic()
     except KeyboardInterrupt:
