@@ -35,9 +35,11 @@ REWRITTEN = (
     (r"(\\operatorname\*?\{\w+)\\[,:; ](\w+\})", r"\1\2"),
     (r"\\(arg|argmin|argmax)(?![a-zA-Z])", r"\\operatorname*{\1}"),
     (r"\\sim(?![a-zA-Z])", r"\\thicksim"),
+    (r"\\not *=", r"\\ne "),
     (r"\\tag\*?\{", r"\\qquad\g<0>"),
     (r"\\text\{(?=[^}]*\$)", r"\\hbox{"),  # has formulas in it
 )
+LINES = {"mover": "border-top", "munder": "border-bottom"}  # above and below a formula
 SCRIPTS = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
 
 
@@ -102,7 +104,7 @@ def finish(element):
     """Change one element of latex2mathml's to what browsers draw as LaTeX does."""
     text, variant = unescape(element.text or ""), element.get("mathvariant", "normal")
     text = text.replace(r"\{", "{").replace(r"\}", "}").replace(r"\|", "‖")  # \Bigl\{
-    if "\\" in text or (element.tag == "mi" and text in ("&", "}")):
+    if "\\" in text or text == "⧸" or (element.tag == "mi" and text in ("&", "}")):
         raise ValueError(f"latex2mathml does not know {text}")
     if variant != "normal" and element.tag != "mtext":  # browsers ignore the other alphabets
         text = "".join(letter(character, variant) for character in text)
@@ -114,6 +116,15 @@ def finish(element):
         element.tag = "mrow"
         element.set("class", "braced")
         element.remove(element[-1])
+    if element.tag in LINES and unescape(element[-1].text or "") == "―":  # which does not stretch
+        element.set("style", f"{LINES[element.tag]}: 1px solid; padding: 0.15em 0")
+        element.tag = "mrow"
+        element.remove(element[-1])
+    if element.tag == "menclose":  # which browsers do not draw
+        if element.attrib.pop("notation") != "box":
+            raise ValueError("browsers strike nothing out")
+        element.tag = "mrow"
+        element.set("style", "border: 1px solid; padding: 0.2em")
     limits = ("argmax", "argmin", "inf", "lim", "max", "min", "sup")
     if element.tag == "msub" and element[0].text in limits:
         element.tag = "munder"
@@ -122,7 +133,7 @@ def finish(element):
 
 def letter(character, variant):
     """A letter in an alphabet such as double-struck: 𝔼 for E."""
-    name = re.sub("LATIN |GREEK |LETTER ", "", unicodedata.name(character, ""))
+    name = re.sub("LATIN |GREEK |LETTER |LUNATE ", "", unicodedata.name(character, ""))
     variant = variant.replace("-italic", " italic")
     for prefix in ("mathematical ", "", "mathematical bold "):  # ℝ; digits are not in all of them
         try:

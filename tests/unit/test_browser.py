@@ -87,7 +87,8 @@ class FormulaTest(unittest.TestCase):
             (r"\begin{eqnarray} a &=& b \end{eqnarray}", "a=b"),
             (r"$\boldsymbol{\mu} \bm{x} \mathbf x \mathbb E \mathscr{L} \mathbb{1}$", "𝝁𝒙𝐱𝔼ℒ𝟙"),
             (r"$\arg\min_\theta \operatorname*{arg\,max}_z \Bigl\{$", "argminθargmaxz{"),
-            (r"$a \simeq b$", "a≃b"),
+            (r"$a \simeq b \not= c$", "a≃b≠c"),
+            (r"$\boldsymbol\epsilon \boldsymbol\varepsilon \boldsymbol\phi$", "𝝐𝜺𝝓"),
             (r"$\newcommand{\E}{\mathbb{E}}$ and $\E_q$", "and𝔼q"),
             (r"<div title='$5 and $6'>$\sigma &lt; 1$</div>", "σ<1"),
         ):
@@ -105,11 +106,15 @@ class FormulaTest(unittest.TestCase):
             (r"a \tag{7}", '<mspace width="2em" /><mtext>(7)</mtext>'),
             (r"\begin{gather} a \\ b \end{gather}", "</mtr><mtr>"),
             (r"\underbrace{a}_b", '<munder><mrow class="braced">'),
+            (r"\overline{ab}", '<mrow style="border-top: 1px solid; padding: 0.15em 0"><mrow>'),
+            (r"\underline{a}", '<mrow style="border-bottom: 1px solid; padding: 0.15em 0">'),
+            (r"\boxed{a}", '<mrow style="border: 1px solid; padding: 0.2em"><mrow><mi>a</mi>'),
         ):
             self.assertIn(mathml, self.to_html(f"${latex}$")[0])
 
     def test_formula_that_is_not_known_stays_readable(self):
-        for latex in (r"\unknown x < y", r"\frac{a}{", "a & b", r"\newcommand{\y}{\y} \y"):
+        unknown = [r"\unknown x < y", r"\frac{a}{", "a & b", r"\newcommand{\y}{\y} \y"]
+        for latex in (*unknown, r"\cancel{x}", r"a \not\star b"):
             page, warnings = self.to_html(f"This is ${latex}$.\n\n# And more: $x$")
             self.assertIn(f"This is <code>{escape(latex)}</code>.", page)
             self.assertIn("<mi>x</mi>", page)
