@@ -30,7 +30,9 @@ REWRITTEN = (
     (r"\\(begin|end)\{(gather(ed)?|multline)\*?\}", r"\\\1{matrix}"),
     (r"\\begin\{eqnarray\*?\}", r"\\begin{array}{rcl}"),
     (r"\\end\{eqnarray\*?\}", r"\\end{array}"),
-    (r"\\\\\[[\d.]+ *\w+\]", r"\\\\ "),  # a line's distance to the next
+    (r"\\\\(\*|\[-?[\d.]+ *\w+\])", r"\\\\ "),  # a line's distance to the next
+    (r"\\mathrm *\{(\w)\}", r"{\\rm \1}"),  # of a single letter, which would be italic
+    (r"\\operatorname\*?\{(\\\w+\{\w+\})\}", r"\\mathop{\1}"),
     (r"\\mathop\{\\(mathrm|text|rm)\{(\w+)\}\}", r"\\operatorname*{\2}"),
     (r"(\\operatorname\*?\{\w+)\\[,:; ](\w+\})", r"\1\2"),
     (r"\\(arg|argmin|argmax)(?![a-zA-Z])", r"\\operatorname*{\1}"),
@@ -120,6 +122,13 @@ def finish(element):
         element.set("style", f"{LINES[element.tag]}: 1px solid; padding: 0.15em 0")
         element.tag = "mrow"
         element.remove(element[-1])
+    if element.get("linebreak"):  # which browsers do not break
+        raise ValueError(r"a line break, \\, outside an environment")
+    base = len(element) - (2 if element.tag in ("msubsup", "munderover") else 1)
+    if element.tag in SCRIPTS and base > 1:  # of a matrix with its parentheses
+        whole = ElementTree.Element("mrow")
+        whole.extend(element[:base])
+        element[:base] = [whole]
     if element.tag == "menclose":  # which browsers do not draw
         if element.attrib.pop("notation") != "box":
             raise ValueError("browsers strike nothing out")

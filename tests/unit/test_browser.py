@@ -87,6 +87,8 @@ class FormulaTest(unittest.TestCase):
             (r"\begin{eqnarray} a &=& b \end{eqnarray}", "a=b"),
             (r"$\boldsymbol{\mu} \bm{x} \mathbf x \mathbb E \mathscr{L} \mathbb{1}$", "𝝁𝒙𝐱𝔼ℒ𝟙"),
             (r"$\arg\min_\theta \operatorname*{arg\,max}_z \Bigl\{$", "argminθargmaxz{"),
+            (r"$\operatorname*{\mathbb{E}}_z$", "𝔼z"),
+            (r"$$\begin{aligned} a &= b \\[-2pt] c &= d \\* &= e \end{aligned}$$", "a=bc=d=e"),
             (r"$a \simeq b \not= c$", "a≃b≠c"),
             (r"$\boldsymbol\epsilon \boldsymbol\varepsilon \boldsymbol\phi$", "𝝐𝜺𝝓"),
             (r"$\newcommand{\E}{\mathbb{E}}$ and $\E_q$", "and𝔼q"),
@@ -108,13 +110,15 @@ class FormulaTest(unittest.TestCase):
             (r"\underbrace{a}_b", '<munder><mrow class="braced">'),
             (r"\overline{ab}", '<mrow style="border-top: 1px solid; padding: 0.15em 0"><mrow>'),
             (r"\underline{a}", '<mrow style="border-bottom: 1px solid; padding: 0.15em 0">'),
+            (r"\begin{pmatrix} a \end{pmatrix}^\top", "<mo>)</mo></mrow><mo>⊤</mo></msup>"),
+            (r"\mathrm{d}x", '<mi mathvariant="normal">d</mi>'),
             (r"\boxed{a}", '<mrow style="border: 1px solid; padding: 0.2em"><mrow><mi>a</mi>'),
         ):
             self.assertIn(mathml, self.to_html(f"${latex}$")[0])
 
     def test_formula_that_is_not_known_stays_readable(self):
         unknown = [r"\unknown x < y", r"\frac{a}{", "a & b", r"\newcommand{\y}{\y} \y"]
-        for latex in (*unknown, r"\cancel{x}", r"a \not\star b"):
+        for latex in (*unknown, r"\cancel{x}", r"a \not\star b", r"a \\ b"):
             page, warnings = self.to_html(f"This is ${latex}$.\n\n# And more: $x$")
             self.assertIn(f"This is <code>{escape(latex)}</code>.", page)
             self.assertIn("<mi>x</mi>", page)
