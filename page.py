@@ -6,63 +6,66 @@ shown costs a warning, not the page.
 """
 
 import re
-import unicodedata
 from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
-from xml.etree import ElementTree
 
 import nbconvert.exporters.html
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from latex2mathml.converter import Converter
+from math_core import LatexError, LatexToMathML
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer
 from nbconvert.preprocessors import ExecutePreprocessor
 from traitlets.log import get_logger
 
-converter = Converter()  # one for all formulas: \newcommand holds in those that follow
-# What latex2mathml lacks, or takes for something else, in LaTeX that it has
+# As on nbconvert's own page, what one formula defines holds in the next, and equations are numbered
+formulas = LatexToMathML(
+    macros={
+        "hbox": r"\text{#1}",
+        "mbox": r"\text{#1}",
+        "mathds": r"\mathbb{#1}",
+        "pmb": r"\boldsymbol{#1}",
+        "smallsetminus": r"\setminus",
+    },
+    global_group=True,
+    fancy_error=False,
+    allow_unreliable_rendering=True,
+)
+# What math-core lacks, in LaTeX that it has
 REWRITTEN = (
-    (r"\\label\{[^}]*\}|\\(nonumber|notag)\b", ""),
-    (r"\\(begin|end)\{(fl)?align(ed|at|edat)?\*?\}(\[\w\]|\{\d\})?", r"\\\1{align*}"),
-    (r"\\(begin|end)\{(gather(ed)?|multline)\*?\}", r"\\\1{matrix}"),
+    (r"\\\\(\*|\[-?[\d.]+ *\w+\])", r"\\\\ "),  # a line's distance to the next
+    (r"\\(begin|end)\{split\}", r"\\\1{aligned}"),
+    (r"\\(begin|end)\{(?:fl)?align(ed)?(?:at)?(ed)?(\*?)\}(\[\w\]|\{\d\})?", r"\\\1{align\2\3\4}"),
     (r"\\begin\{eqnarray\*?\}", r"\\begin{array}{rcl}"),
     (r"\\end\{eqnarray\*?\}", r"\\end{array}"),
-    (r"\\\\(\*|\[-?[\d.]+ *\w+\])", r"\\\\ "),  # a line's distance to the next
-    (r"\\mathrm *\{(\w)\}", r"{\\rm \1}"),  # of a single letter, which would be italic
-    (r"\\operatorname\*?\{(\\\w+\{\w+\})\}", r"\\mathop{\1}"),
-    (r"\\mathop\{\\(mathrm|text|rm)\{(\w+)\}\}", r"\\operatorname*{\2}"),
-    (r"(\\operatorname\*?\{\w+)\\[,:; ](\w+\})", r"\1\2"),
-    (r"\\(arg|argmin|argmax)(?![a-zA-Z])", r"\\operatorname*{\1}"),
-    (r"\\sim(?![a-zA-Z])", r"\\thicksim"),
-    (r"\\not *=", r"\\ne "),
-    (r"\\tag\*?\{", r"\\qquad\g<0>"),
-    (r"\\text\{(?=[^}]*\$)", r"\\hbox{"),  # has formulas in it
+    (r"\\(left|right|middle) *<", r"\\\1\\langle "),
+    (r"\\(left|right|middle) *>", r"\\\1\\rangle "),
+    (r"\\(mathop|operatorname\*) *\{\\(mathrm|text|rm) *\{?(\w+)\}+", r"\\operatorname*{\3}"),
+    (r"\\(mathop|operatorname\*) *\{\\mathbb *\{?E\}+", r"\\operatorname*{𝔼}"),
+    (
+        r"\\DeclareMathOperator(\*?) *\{(\\\w+)\} *(\{.*?\})",
+        r"\\newcommand{\2}{\\operatorname\1\3}",
+    ),
+    (r"\\newcommand\*? *\{?(\\[a-zA-Z]+)\}?", r"\\providecommand{\1}{}\\renewcommand{\1}"),
 )
-LINES = {"mover": "border-top", "munder": "border-bottom"}  # above and below a formula
-SCRIPTS = ("msub", "msup", "msubsup", "munder", "mover", "munderover")
 
 
 class PageRenderer(IPythonRenderer):
     """nbconvert's Markdown, with formulas as MathML and pictures in the page itself."""
 
     def inline_math(self, body):
-        return mathml(body, "inline")
+        return mathml(body, block=False)
 
     def block_math(self, body):
-        return f'<span class="formula">{mathml(body, "block")}</span>'
+        return f'<span class="formula">{mathml(body, block=True)}</span>'
 
     def latex_environment(self, name, body):
         return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
 
     def block_html(self, html):
-        if not re.search("<(script|style|pre|code)", html):
-            formula = r"(?<!\\)(\$\$?)([^$<>]+)\1(?![^<>]*>)"  # in text, not in a tag
-            display = {"$": "inline", "$$": "block"}
-            html = re.sub(formula, lambda m: mathml(unescape(m[2]), display[m[1]]), html)
-        return super().block_html(html)
+        return super().block_html(with_formulas(html))
 
     def _html_embed_images(self, html):  # nbconvert's closes each tag, <details> before its text
         image = r'(<img\b[^>]*?\ssrc=(["\']?))(.*?)(?=\2(\s|/?>))'
@@ -82,88 +85,45 @@ class PageRenderer(IPythonRenderer):
         return src
 
 
-def mathml(latex, display):
-    """A LaTeX formula as MathML; or as it is, and a warning, if browsers would draw another."""
-    source = latex.strip()
+def with_formulas(html):
+    """HTML with MathML for the formulas between dollars in its text, not in its tags and code."""
+    code = r"<(?P<name>script|style|pre|code)\b.*?(?:</(?P=name)>|$)"
+    tag = "<[a-z/!].*?>"
+    formula = rf"(?<!\\)(?P<dollars>\$\$?)(?P<latex>((?!{tag})[^$])+)(?P=dollars)"
+
+    def replace(match):
+        if not match["latex"]:
+            return match[0]
+        return mathml(unescape(match["latex"]), block=match["dollars"] == "$$")
+
+    return re.sub(f"{code}|{tag}|{formula}", replace, html, flags=re.DOTALL | re.IGNORECASE)
+
+
+def mathml(latex, block):
+    """A LaTeX formula as MathML; or as it is, and a warning, if math-core does not know it."""
+    latex = latex.strip()
+    source = re.sub(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}", text_around_formulas, latex)
     for pattern, replacement in REWRITTEN:
         source = re.sub(pattern, replacement, source)
+    if block and re.search(r"\\(tag|label)\b", source) and not source.startswith(r"\begin"):
+        source = rf"\begin{{equation*}}{source}\end{{equation*}}"
     try:
-        converter.display = display
-        formula = converter.convert_to_element(source)
-        del formula.attrib["xmlns"]  # of which nbconvert makes <ns0:math> in headings
-        for element in list(formula.iter()):
-            finish(element)
-        for row in formula.iter():
-            space_names(row)
-    except Exception as error:  # of many kinds
-        reason = str(error) or repr(error)
-        get_logger().warning("formula left as LaTeX (%s): %s", reason, latex.strip())
-        return f"<code>{escape(latex.strip())}</code>"
-    return ElementTree.tostring(formula, encoding="unicode")
+        formula = formulas.convert_with_global_state(source, displaystyle=block)
+    except LatexError as error:
+        get_logger().warning("formula left as LaTeX (%s): %s", error, latex)
+        return f"<code>{escape(latex)}</code>"
+    # page.html.j2 draws what not all browsers do: <menclose>, and braces of any length
+    formula = re.sub('<menclose notation="(.*?)">', r'<mrow class="\1">', formula)
+    formula = formula.replace("</menclose>", "</mrow>")
+    formula = re.sub("<mo>([⏞⏟])</mo>", r'<mo class="brace">\1</mo>', formula)
+    return formula.replace("&ApplyFunction;", "\u2061")  # headings have to be XML
 
 
-def finish(element):
-    """Change one element of latex2mathml's to what browsers draw as LaTeX does."""
-    text, variant = unescape(element.text or ""), element.get("mathvariant", "normal")
-    text = text.replace(r"\{", "{").replace(r"\}", "}").replace(r"\|", "‖")  # \Bigl\{
-    if "\\" in text or text == "⧸" or (element.tag == "mi" and text in ("&", "}")):
-        raise ValueError(f"latex2mathml does not know {text}")
-    if variant != "normal" and element.tag != "mtext":  # browsers ignore the other alphabets
-        text = "".join(letter(character, variant) for character in text)
-    element.text = text
-    if element.tag == "mi" and unicodedata.category(text[:1] or "a") == "Sm":
-        element.tag = "mo"  # \implies, with its spaces
-    if element.tag == "munder" and unescape(element[-1].text or "") == "\u23df":
-        # Where a font lacks parts of a long brace, half of it is missing: page.html.j2 draws it.
-        element.tag = "mrow"
-        element.set("class", "braced")
-        element.remove(element[-1])
-    if element.tag in LINES and unescape(element[-1].text or "") == "―":  # which does not stretch
-        element.set("style", f"{LINES[element.tag]}: 1px solid; padding: 0.15em 0")
-        element.tag = "mrow"
-        element.remove(element[-1])
-    if element.get("linebreak"):  # which browsers do not break
-        raise ValueError(r"a line break, \\, outside an environment")
-    base = len(element) - (2 if element.tag in ("msubsup", "munderover") else 1)
-    if element.tag in SCRIPTS and base > 1:  # of a matrix with its parentheses
-        whole = ElementTree.Element("mrow")
-        whole.extend(element[:base])
-        element[:base] = [whole]
-    if element.tag == "menclose":  # which browsers do not draw
-        if element.attrib.pop("notation") != "box":
-            raise ValueError("browsers strike nothing out")
-        element.tag = "mrow"
-        element.set("style", "border: 1px solid; padding: 0.2em")
-    limits = ("argmax", "argmin", "inf", "lim", "max", "min", "sup")
-    if element.tag == "msub" and element[0].text in limits:
-        element.tag = "munder"
-        element[0].set("movablelimits", "true")
-
-
-def letter(character, variant):
-    """A letter in an alphabet such as double-struck: 𝔼 for E."""
-    name = re.sub("LATIN |GREEK |LETTER |LUNATE ", "", unicodedata.name(character, ""))
-    variant = variant.replace("-italic", " italic")
-    for prefix in ("mathematical ", "", "mathematical bold "):  # ℝ; digits are not in all of them
-        try:
-            return unicodedata.lookup(f"{prefix}{variant} {name}".upper())
-        except KeyError:
-            pass
-    return character
-
-
-def space_names(row):
-    """Put a space between log, tr and their like and letters around them, but not parentheses."""
-    for i, name in enumerate(row if row.tag not in SCRIPTS else ()):
-        before = row[i - 1].tag if i else "mo"
-        after = "".join(row[i + 1].itertext()) if i + 1 < len(row) else ""
-        base = name
-        while base.tag in SCRIPTS:  # log of log_2
-            base = base[0]
-        if base.tag in ("mi", "mo") and re.fullmatch("[A-Za-z]{2,}", base.text):
-            base.tag = "mo"
-            base.set("lspace", "0" if before == "mo" else "0.17em")
-            base.set("rspace", "0" if after.startswith("(") else "0.17em")
+def text_around_formulas(match):
+    r"""Of \text{if $x$ is}, \text{if }x\text{ is}."""
+    pieces = re.split(r"(?<!\\)\$", match[1])
+    pieces[::2] = [r"\text{" + re.sub(r"(?<!\\)_", r"\_", text) + "}" for text in pieces[::2]]
+    return "".join(pieces)
 
 
 class ForgetPreprocessor(ExecutePreprocessor):
@@ -190,7 +150,10 @@ c = get_config()  # noqa: F821, nbconvert brings it
 c.NbConvertApp.export_format = "html"
 c.Exporter.default_preprocessors.prepend([ForgetPreprocessor])
 c.HTMLExporter.template_file = str(Path(__file__).with_name("page.html.j2"))
-c.HTMLExporter.filters = {"highlight_code": Highlight2HTML(pygments_lexer="ipython3")}
+c.HTMLExporter.filters = {
+    "highlight_code": Highlight2HTML(pygments_lexer="ipython3"),
+    "with_formulas": with_formulas,
+}
 c.HTMLExporter.embed_images = True
 c.ExecutePreprocessor.enabled = True
 c.ExecutePreprocessor.kernel_manager_class = ThisPython
