@@ -1,71 +1,82 @@
 r"""How nbconvert makes the page: jupyter nbconvert --config page.py assignment_09.ipynb
 
-It runs the notebook and writes assignment_09.html, which needs no network: the notebook's formulas,
-which are LaTeX, become MathML, which browsers draw themselves. A formula or a picture that can't be
-shown costs a warning, not the page.
+It runs the notebook and writes assignment_09.html, which needs no network: MathJax draws the
+formulas now, not in the reader's browser. A formula or a picture that can't be shown costs a
+warning, not the page.
 """
 
+import importlib.resources
+import json
 import re
 from html import escape, unescape
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbconvert.exporters.html
+from bs4 import BeautifulSoup, NavigableString
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
-from math_core import LatexError, LatexToMathML
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer
 from nbconvert.preprocessors import ExecutePreprocessor
+from py_mini_racer import MiniRacer
 from traitlets.log import get_logger
 
-# As on nbconvert's own page, what one formula defines holds in the next, and equations are numbered
-formulas = LatexToMathML(
-    macros={
-        "hbox": r"\text{#1}",
-        "mbox": r"\text{#1}",
-        "mathds": r"\mathbb{#1}",
-        "pmb": r"\boldsymbol{#1}",
-        "smallsetminus": r"\setminus",
+MATHJAX = importlib.resources.files("mathjax") / "static" / "mathjax" / "es5"
+PARTS = ("startup", "core", "adaptors/liteDOM", "input/tex-full", "output/svg")
+PARTS += ("output/svg/fonts/tex", "a11y/assistive-mml")
+SETTINGS = r"""
+var setTimeout = () => 0
+var console = { warn() {} }
+var MathJax = {
+  startup: { ready() {} },
+  tex: {
+    // as on the page of nbconvert: its delimiters and the numbers of its equations
+    inlineMath: [["$", "$"], ["\\(", "\\)"]],
+    processEscapes: true,
+    tags: "ams",
+    packages: { "[-]": ["noundefined", "textmacros"], "[+]": ["colorv2"] },
+    macros: {
+      argmax: "\\operatorname*{arg\\,max}",
+      argmin: "\\operatorname*{arg\\,min}",
+      bm: ["\\boldsymbol{#1}", 1],
+      mathds: ["\\mathbb{#1}", 1],
+      require: ["", 1],
     },
-    global_group=True,
-    fancy_error=False,
-    allow_unreliable_rendering=True,
-)
-# What math-core lacks, in LaTeX that it has
-REWRITTEN = (
-    (r"\\\\(\*|\[-?[\d.]+ *\w+\])", r"\\\\ "),  # a line's distance to the next
-    (r"\\(begin|end)\{split\}", r"\\\1{aligned}"),
-    (r"\\(begin|end)\{(?:fl)?align(ed)?(?:at)?(ed)?(\*?)\}(\[\w\]|\{\d\})?", r"\\\1{align\2\3\4}"),
-    (r"\\begin\{eqnarray\*?\}", r"\\begin{array}{rcl}"),
-    (r"\\end\{eqnarray\*?\}", r"\\end{array}"),
-    (r"\\(left|right|middle) *<", r"\\\1\\langle "),
-    (r"\\(left|right|middle) *>", r"\\\1\\rangle "),
-    (r"\\(mathop|operatorname\*) *\{\\(mathrm|text|rm) *\{?(\w+)\}+", r"\\operatorname*{\3}"),
-    (r"\\(mathop|operatorname\*) *\{\\mathbb *\{?E\}+", r"\\operatorname*{𝔼}"),
-    (
-        r"\\DeclareMathOperator(\*?) *\{(\\\w+)\} *(\{.*?\})",
-        r"\\newcommand{\2}{\\operatorname\1\3}",
-    ),
-    (r"\\newcommand\*? *\{?(\\[a-zA-Z]+)\}?", r"\\providecommand{\1}{}\\renewcommand{\1}"),
-)
+  },
+}
+"""
+TYPESET = r"""
+MathJax.startup.getComponents()
+function typeset(html) {
+  const { adaptor, input, output } = MathJax.startup
+  const options = { InputJax: input, OutputJax: output }
+  const page = MathJax._.mathjax.mathjax.document(html, options)
+  page.findMath().compile().getMetrics().typeset().assistiveMml()
+  const failures = []
+  for (const formula of page.math) {
+    const error = adaptor.outerHTML(formula.typesetRoot).match(/data-mjx-error="(.*?)"/)
+    if (error) {
+      failures.push([formula.math, error[1]])
+      formula.typesetRoot = adaptor.node("code", {}, [adaptor.text(formula.math)])
+    }
+  }
+  page.updateDocument()
+  const style = adaptor.textContent(output.styleSheet(page))
+  return JSON.stringify([adaptor.innerHTML(adaptor.body(page.document)), style, failures])
+}
+"""
+NO_FORMULAS = "pre, code, textarea, .tex2jax_ignore, .mathjax_ignore"  # are in these
 
 
 class PageRenderer(IPythonRenderer):
-    """nbconvert's Markdown, with formulas as MathML and pictures in the page itself."""
+    """nbconvert's Markdown, with pictures in the page itself."""
 
-    def inline_math(self, body):
-        return mathml(body, block=False)
-
-    def block_math(self, body):
-        return f'<span class="formula">{mathml(body, block=True)}</span>'
-
-    def latex_environment(self, name, body):
-        return self.block_math(rf"\begin{{{name}}}{body}\end{{{name}}}")
-
-    def block_html(self, html):
-        return super().block_html(with_formulas(html))
+    def text(self, text):
+        if set(text) == {"$"}:  # it was \\$, and begins no formula
+            text = text.replace("$", r"\$")
+        return super().text(text)
 
     def _html_embed_images(self, html):  # nbconvert's closes each tag, <details> before its text
         image = r'(<img\b[^>]*?\ssrc=(["\']?))(.*?)(?=\2(\s|/?>))'
@@ -85,45 +96,33 @@ class PageRenderer(IPythonRenderer):
         return src
 
 
-def with_formulas(html):
-    """HTML with MathML for the formulas between dollars in its text, not in its tags and code."""
-    code = r"<(?P<name>script|style|pre|code)\b.*?(?:</(?P=name)>|$)"
-    tag = "<[a-z/!].*?>"
-    formula = rf"(?<!\\)(?P<dollars>\$\$?)(?P<latex>((?!{tag})[^$])+)(?P=dollars)"
-
-    def replace(match):
-        if not match["latex"]:
-            return match[0]
-        return mathml(unescape(match["latex"]), block=match["dollars"] == "$$")
-
-    return re.sub(f"{code}|{tag}|{formula}", replace, html, flags=re.DOTALL | re.IGNORECASE)
-
-
-def mathml(latex, block):
-    """A LaTeX formula as MathML; or as it is, and a warning, if math-core does not know it."""
-    latex = latex.strip()
-    source = re.sub(r"\\text *\{((?:[^{}]|\{[^{}]*\})*)\}", text_around_formulas, latex)
-    for pattern, replacement in REWRITTEN:
-        source = re.sub(pattern, replacement, source)
-    if block and re.search(r"\\(tag|label)\b", source) and not source.startswith(r"\begin"):
-        source = rf"\begin{{equation*}}{source}\end{{equation*}}"
+def typeset(html):
+    """HTML with its formulas drawn by MathJax, as a browser draws them on nbconvert's own page. One
+    that MathJax does not know stays as it is, and costs a warning."""
+    soup = BeautifulSoup(html, "html.parser")
+    texts = soup.find_all(string=re.compile(r"[$\\]"))
+    texts = [text for text in texts if type(text) is NavigableString]  # no comment, no script
+    texts = [text for text in texts if not text.parent.css.closest(NO_FORMULAS)]
     try:
-        formula = formulas.convert_with_global_state(source, displaystyle=block)
-    except LatexError as error:
-        get_logger().warning("formula left as LaTeX (%s): %s", error, latex)
-        return f"<code>{escape(latex)}</code>"
-    # page.html.j2 draws what not all browsers do: <menclose>, and braces of any length
-    formula = re.sub('<menclose notation="(.*?)">', r'<mrow class="\1">', formula)
-    formula = formula.replace("</menclose>", "</mrow>")
-    formula = re.sub("<mo>([⏞⏟])</mo>", r'<mo class="brace">\1</mo>', formula)
-    return formula.replace("&ApplyFunction;", "\u2061")  # headings have to be XML
-
-
-def text_around_formulas(match):
-    r"""Of \text{if $x$ is}, \text{if }x\text{ is}."""
-    pieces = re.split(r"(?<!\\)\$", match[1])
-    pieces[::2] = [r"\text{" + re.sub(r"(?<!\\)_", r"\_", text) + "}" for text in pieces[::2]]
-    return "".join(pieces)
+        engine = MiniRacer()
+        engine.eval(SETTINGS)
+        for part in PARTS:
+            engine.eval((MATHJAX / f"{part}.js").read_text(encoding="utf-8"))
+        engine.eval(TYPESET)
+        page = "".join(f"<div>{escape(text)}</div>" for text in texts)
+        drawn, style, failures = json.loads(engine.call("typeset", page))
+    except Exception as error:  # of the engine's; LaTeX can be read, too
+        get_logger().warning("all formulas left as LaTeX: %s", str(error)[:500])
+        return html
+    for latex, error in failures:
+        get_logger().warning("formula left as LaTeX (%s): %s", unescape(error), latex.strip())
+    pieces = BeautifulSoup(drawn, "html.parser").find_all("div", recursive=False)
+    for text, piece in zip(texts, pieces, strict=True):
+        rest = "".join(piece.find_all(string=True, recursive=False)).strip()
+        if re.search(r"\\[a-zA-Z]", rest) and ("$" in rest or r"\begin" in rest):
+            get_logger().warning("formula left as LaTeX (it does not end): %s", rest)
+        text.replace_with(*piece.contents)
+    return f"<style>{style}</style>{soup}"
 
 
 class ForgetPreprocessor(ExecutePreprocessor):
@@ -152,7 +151,7 @@ c.Exporter.default_preprocessors.prepend([ForgetPreprocessor])
 c.HTMLExporter.template_file = str(Path(__file__).with_name("page.html.j2"))
 c.HTMLExporter.filters = {
     "highlight_code": Highlight2HTML(pygments_lexer="ipython3"),
-    "with_formulas": with_formulas,
+    "typeset": typeset,
 }
 c.HTMLExporter.embed_images = True
 c.ExecutePreprocessor.enabled = True
