@@ -45,6 +45,7 @@ var MathJax = {
       require: ["", 1],
     },
   },
+  svg: { fontCache: "global" }, // each letter once in the page
 }
 """
 TYPESET = r"""
@@ -116,13 +117,13 @@ def typeset(html):
         return html
     for latex, error in failures:
         get_logger().warning("formula left as LaTeX (%s): %s", unescape(error), latex.strip())
-    pieces = BeautifulSoup(drawn, "html.parser").find_all("div", recursive=False)
+    *pieces, letters = BeautifulSoup(drawn, "html.parser").find_all(recursive=False)
     for text, piece in zip(texts, pieces, strict=True):
         rest = "".join(piece.find_all(string=True, recursive=False)).strip()
         if re.search(r"\\[a-zA-Z]", rest) and ("$" in rest or r"\begin" in rest):
             get_logger().warning("formula left as LaTeX (it does not end): %s", rest)
         text.replace_with(*piece.contents)
-    return f"<style>{style}</style>{soup}"
+    return f"<style>{style}</style>{soup}{letters}"
 
 
 class ForgetPreprocessor(ExecutePreprocessor):
@@ -141,7 +142,10 @@ class ForgetPreprocessor(ExecutePreprocessor):
 class ThisPython(AsyncKernelManager):
     """Runs this Python, whatever goes by the name of python3 in the user's home."""
 
-    kernel_spec = KernelSpec(**get_kernel_dict())
+    # glibc keeps freed memory, in large pages, for the next step: 6 % less time of the training
+    memory = "hugetlb=1", f"mmap_threshold={2**28}", f"trim_threshold={2**28}"
+    memory = ":".join(f"glibc.malloc.{setting}" for setting in memory)
+    kernel_spec = KernelSpec(**get_kernel_dict(), env={"GLIBC_TUNABLES": memory})
 
 
 nbconvert.exporters.html.IPythonRenderer = PageRenderer  # with all that nbconvert passes to it
@@ -158,4 +162,5 @@ c.ExecutePreprocessor.enabled = True
 c.ExecutePreprocessor.kernel_manager_class = ThisPython
 c.ExecutePreprocessor.record_timing = False  # no timings in the file with --to notebook
 c.ExecutePreprocessor.store_widget_state = False
+c.ExecutePreprocessor.shutdown_kernel = "immediate"  # its cells are done: a second less
 c.KernelManager.transport_encryption = "auto"  # where left out, the kernel prints a warning

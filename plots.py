@@ -22,6 +22,7 @@ import PIL.Image
 import torch
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
@@ -298,8 +299,9 @@ def film_frame(moment, order):
     right.hlines(range(n), low, high, color="#0072B2", linewidth=0.8 * points_high / n)
     right.set(title="posterior of each image, μ ± 2σ", xlim=(0, 1), yticks=[])
     right.set(ylim=(n - 0.5, -0.5), xlabel="share of the prior below $z$", ylabel="images")
-    picture = PIL.Image.open(io.BytesIO(to_png(figure)))
-    return np.asarray(picture.convert("RGB"))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]
 
 
 def bars(mu, logvar):
