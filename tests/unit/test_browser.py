@@ -78,8 +78,14 @@ class FormulaTest(unittest.TestCase):
         (cell,), warnings = self.to_page(text)
         inline, block = cell.find_all("mjx-container")
         self.assertEqual(block["display"], "true")
+        page = list(cell.parents)[-1]
+        letters = {f"#{path['id']}" for path in page.select("defs path")}
         for formula in (inline, block):
-            self.assertGreaterEqual(len(formula.svg.find_all("use")), 2)
+            self.assertRegex(formula.svg["width"], r"^\d+\.\d+ex$")
+            used = {letter["xlink:href"] for letter in formula.svg.find_all("use")}
+            self.assertGreaterEqual(len(used), 2)
+            self.assertLessEqual(used, letters)
+        self.assertTrue([style for style in page.find_all("style") if "mjx-assist" in style.text])
         heard = "<msub><mi>q</mi><mi>i</mi></msub><mo>&lt;</mo><mi>p</mi></math>"
         self.assertIn(heard, str(inline.find("mjx-assistive-mml")))
         self.assertEqual(cell.em.text, "so")
@@ -104,7 +110,7 @@ class FormulaTest(unittest.TestCase):
                 "argminθargmaxzargmin{",
             ),
             (r"$\operatorname*{\mathbb{E}}_z \mathop{\mathrm{max}}_z$", "Ezmaxz"),
-            (r"$\color{red}{a} \not= \mbox{b} \require{cancel} \cancel{c}$", "a≠bc"),
+            (r"$a \not= \mbox{b} \require{physics} \cancel{c}$", "a≠bc"),
             (r"$\newcommand{\E}[1][q]{\mathbb{E}_{#1}}$ and $\E[p] \E$", "andEpEq"),
             (r"\$5 and \$6, `$x$` and <code>$7 $8</code>", "$5and$6,$x$and$7$8"),
             (
@@ -119,6 +125,10 @@ class FormulaTest(unittest.TestCase):
                 picture.decompose()
             text = re.sub(r"[\s\u2061\u2063\u200b]+", "", cell.text)
             self.assertEqual(text, looks, latex)
+
+    def test_colour_ends_where_its_braces_do(self):
+        (cell,), _ = self.to_page(r"$\color{red}{a} + b$")
+        self.assertEqual(cell.find("mstyle").text, "a")
 
     def test_formula_that_is_not_known_stays_readable(self):
         for latex in (r"\unknown x < y", r"\frac{a}{b", "a & b", r"\newcommand{\y}{\y} \y"):
