@@ -42,7 +42,6 @@ var MathJax = {
       argmin: "\\operatorname*{arg\\,min}",
       bm: ["\\boldsymbol{#1}", 1],
       mathds: ["\\mathbb{#1}", 1],
-      require: ["", 1],
     },
   },
   svg: { fontCache: "global" }, // each letter once in the page
