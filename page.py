@@ -74,7 +74,7 @@ class PageRenderer(IPythonRenderer):
     """nbconvert's Markdown, with pictures in the page itself."""
 
     def text(self, text):
-        if set(text) == {"$"}:  # it was \\$, and begins no formula
+        if set(text) == {"$"}:  # it was \$, and begins no formula
             text = text.replace("$", r"\$")
         return super().text(text)
 
@@ -142,8 +142,11 @@ class ThisPython(AsyncKernelManager):
     """Runs this Python, whatever goes by the name of python3 in the user's home."""
 
     # glibc keeps freed memory, in large pages, for the next step: 6 % less time of the training
-    memory = "hugetlb=1", f"mmap_threshold={2**28}", f"trim_threshold={2**28}"
-    memory = ":".join(f"glibc.malloc.{setting}" for setting in memory)
+    memory = (
+        "glibc.malloc.hugetlb=1"
+        f":glibc.malloc.mmap_threshold={2**28}"
+        f":glibc.malloc.trim_threshold={2**28}"
+    )
     kernel_spec = KernelSpec(**get_kernel_dict(), env={"GLIBC_TUNABLES": memory})
 
 
