@@ -17,6 +17,7 @@ from bs4 import BeautifulSoup, NavigableString
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
+from jupyter_core.paths import jupyter_path
 from nbconvert.filters import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer
 from nbconvert.preprocessors import ExecutePreprocessor
@@ -53,7 +54,11 @@ function typeset(html) {
   const { adaptor, input, output } = MathJax.startup
   const options = { InputJax: input, OutputJax: output }
   const page = MathJax._.mathjax.mathjax.document(html, options)
-  page.findMath().compile().getMetrics().typeset().assistiveMml()
+  page.findMath().compile().getMetrics()
+  for (const formula of page.math) {
+    formula.metrics.containerWidth = 750 // pixels; it cannot be known here
+  }
+  page.typeset().assistiveMml()
   const failures = []
   for (const formula of page.math) {
     const error = adaptor.outerHTML(formula.typesetRoot).match(/data-mjx-error="(.*?)"/)
@@ -67,7 +72,7 @@ function typeset(html) {
   return JSON.stringify([adaptor.innerHTML(adaptor.body(page.document)), style, failures])
 }
 """
-NO_FORMULAS = "pre, code, textarea, .tex2jax_ignore, .mathjax_ignore"  # are in these
+NO_FORMULAS = "pre, code, textarea, noscript, .tex2jax_ignore, .mathjax_ignore"  # are in these
 
 
 class PageRenderer(IPythonRenderer):
@@ -155,6 +160,7 @@ c = get_config()  # noqa: F821, nbconvert brings it
 c.NbConvertApp.export_format = "html"
 c.Exporter.default_preprocessors.prepend([ForgetPreprocessor])
 c.HTMLExporter.template_file = str(Path(__file__).with_name("page.html.j2"))
+c.HTMLExporter.extra_template_paths = jupyter_path("nbconvert", "templates", "lab")
 c.HTMLExporter.filters = {
     "highlight_code": Highlight2HTML(pygments_lexer="ipython3"),
     "typeset": typeset,

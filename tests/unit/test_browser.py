@@ -40,6 +40,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 PAINTED = """() => new Promise((done) => {
     requestAnimationFrame(() => requestAnimationFrame(done));
 })"""
+CELL = ".jp-RenderedMarkdown, .text_cell_render"  # of lab's and of classic's templates
 # What is wider than its place: cut off, or to be scrolled though it isn't code, a table, a formula
 TOO_WIDE = """() => [...document.querySelectorAll("*")].filter((e) => {
   const flow = getComputedStyle(e).overflowX;
@@ -63,14 +64,15 @@ def until(condition, seconds, what):
 class FormulaTest(unittest.TestCase):
     """How page.py makes HTML of Markdown; this needs no browser."""
 
-    def to_page(self, *cells):
+    def to_page(self, *cells, template="lab"):
         """The page's cells, and what warnings they took."""
         config = PyFileConfigLoader("page.py", str(ROOT)).load_config()
         config.ExecutePreprocessor.enabled = False
+        config.HTMLExporter.template_name = template
         notebook = new_notebook(cells=[new_markdown_cell(cell) for cell in cells])
         with mock.patch("logging.Logger.warning") as warning:
             page, _ = HTMLExporter(config=config).from_notebook_node(notebook)
-        soup = BeautifulSoup(page, features="html.parser").select(".jp-RenderedMarkdown")
+        soup = BeautifulSoup(page, features="html.parser").select(CELL)
         return soup, [call.args[0] % call.args[1:] for call in warning.call_args_list]
 
     def test_formulas_are_drawn_and_can_be_heard(self):
@@ -125,6 +127,15 @@ class FormulaTest(unittest.TestCase):
                 picture.decompose()
             text = re.sub(r"[\s\u2061\u2063\u200b]+", "", cell.text)
             self.assertEqual(text, looks, latex)
+
+    def test_lines_of_any_place_fit_the_page(self):
+        (cell,), _ = self.to_page(r"\begin{multline} a \\ b \end{multline}")
+        least = re.search(r"min-width: ([\d.]+)ex", cell.find("mjx-container")["style"])
+        self.assertLess(float(least[1]), 120)
+
+    def test_each_template_of_nbconvert_makes_a_page(self):
+        for template in ("basic", "classic"):
+            self.assertEqual(len(self.to_page("$x$", template=template)[0]), 1)
 
     def test_colour_ends_where_its_braces_do(self):
         (cell,), _ = self.to_page(r"$\color{red}{a} + b$")
