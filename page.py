@@ -116,13 +116,14 @@ def typeset(html):
         engine.eval(TYPESET)
         page = "".join(f"<div>{escape(text)}</div>" for text in texts)
         drawn, style, failures = json.loads(engine.call("typeset", page))
+        *pieces, letters = BeautifulSoup(drawn, "html.parser").find_all(recursive=False)
+        pairs = list(zip(texts, pieces, strict=True))  # not so with HTML smuggled into a formula
     except Exception as error:  # of the engine's; LaTeX can be read, too
         get_logger().warning("all formulas left as LaTeX: %s", str(error)[:500])
         return html
     for latex, error in failures:
         get_logger().warning("formula left as LaTeX (%s): %s", unescape(error), latex.strip())
-    *pieces, letters = BeautifulSoup(drawn, "html.parser").find_all(recursive=False)
-    for text, piece in zip(texts, pieces, strict=True):
+    for text, piece in pairs:
         rest = "".join(piece.find_all(string=True, recursive=False)).strip()
         if re.search(r"\\[a-zA-Z]", rest) and ("$" in rest or r"\begin" in rest):
             get_logger().warning("formula left as LaTeX (it does not end): %s", rest)

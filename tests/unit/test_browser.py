@@ -149,11 +149,14 @@ class FormulaTest(unittest.TestCase):
             self.assertEqual(len(warnings), 1)
             self.assertIn(latex, warnings[0])
 
-    def test_formulas_stay_readable_without_the_engine(self):
+    def test_formulas_stay_readable_where_the_engine_fails(self):
         with mock.patch("py_mini_racer.MiniRacer", side_effect=OSError("no such library")):
             (cell,), warnings = self.to_page("This is $x$.")
         self.assertEqual(cell.text.strip(), "This is $x$.")
         self.assertEqual(warnings, ["all formulas left as LaTeX: no such library"])
+        (cell,), warnings = self.to_page(r"$\unicode[\"></div><div>]{x41}$ and $y$")
+        self.assertIn("$y$", cell.text)
+        self.assertRegex(warnings[0], "^all formulas left as LaTeX: zip")
 
     def test_only_pictures_that_are_missing_here_are_named(self):
         text = "<img src='a &amp; b.png'> ![](https://example.org/c.png)"
